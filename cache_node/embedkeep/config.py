@@ -1,0 +1,276 @@
+"""What a node and an embedder are told. The operator and `embedkeep up` render these files.
+
+One JSON file a process. A field that a process does not know is ignored, so that an older pod
+reads a newer operator's file; whoever writes resources by hand is checked more strictly where
+they are applied. Every field says its unit, what None means and why its default.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from embedkeep.errors import InvalidConfig
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0: the kernel picks a free one, and the process says which (see `Listen.announce`)."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class Listen(_Frozen):
+    """Where a process listens."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Loopback, unless a pod's network is meant."""
+    port: Port = 0
+
+
+class ServerTls(_Frozen):
+    """Certificates that a server shows, re-read when the files change."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    """Clients must show a certificate of this authority. None: any client may connect."""
+
+
+class ClientTls(_Frozen):
+    """Whom to trust as a server, and what to show it."""
+
+    ca_file: Path | None = None
+    """None: the authorities that gRPC brings."""
+    cert_file: Path | None = None
+    """Shown to a server that asks; with key_file. None: nothing is shown."""
+    key_file: Path | None = None
+    server_name: str | None = None
+    """Name that the server's certificate must carry. None: the host dialled."""
+
+
+class HubSource(_Frozen):
+    """A model on the Hugging Face hub, or already in its local cache."""
+
+    token_file: Path | None = None
+    """File with an access token. None: public models."""
+    cache_dir: Path | None = None
+    """Where downloads are kept. None: the hub library's own place."""
+
+
+class PathSource(_Frozen):
+    """A sentence-transformers folder on disk."""
+
+    path: Path
+
+
+class PackageSource(_Frozen):
+    """A sentence-transformers folder inside an installed Python distribution."""
+
+    package: str
+    """Import name; the folder is the one in it that holds modules.json."""
+
+
+class ModelSpec(_Frozen):
+    """Which model, and how its inputs are prepared."""
+
+    name: str
+    revision: str | None = None
+    """Hub commit, tag or branch; part of the fingerprint. None: what the source holds."""
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Texts put before an input, by the name that callers pick them with."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longer inputs are cut, and marked. None: what the model was made for."""
+    source: HubSource | PathSource | PackageSource = Field(default_factory=HubSource)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_by_field(cls, data: object) -> object:
+        """Tell the three sources apart by the field that only one of them has."""
+        if isinstance(data, dict) and isinstance(source := data.get("source"), dict):
+            kind = (
+                PathSource if "path" in source
+                else PackageSource if "package" in source
+                else HubSource
+            )  # fmt: skip
+            return {**data, "source": kind.model_validate(source)}
+        return data
+
+
+class ValkeyTarget(_Frozen):
+    """The Valkey beside a node."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)]
+    username: str | None = None
+    """None: the default user."""
+    password_file: Path | None = None
+    """None: no AUTH is sent."""
+    tls: ClientTls | None = None
+    """None: plain TCP."""
+    ttl_s: Annotated[int, Field(ge=1)] | None = None
+    """Life of an entry, seconds. None: until evicted."""
+    read_timeout_s: Annotated[float, Field(gt=0)] = 0.05
+    """Longest wait for a batch of reads; then they are misses. Above a healthy p99 of about 1 ms,
+    below one forward pass's worth of waiting for nothing."""
+    write_queue_bytes: Annotated[int, Field(ge=1)] = 32 << 20
+    """Writes waiting for Valkey; beyond it new ones are dropped and counted."""
+    breaker_open_s: Annotated[float, Field(gt=0)] = 0.5
+    """First pause after a failure, seconds; doubles up to 16 times this."""
+
+
+class EmbedderTarget(_Frozen):
+    """Where a node finds embedders."""
+
+    address: str
+    """gRPC target; `dns:///name:port` is balanced over all addresses."""
+    tls: ClientTls | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Longest life of one computation, seconds, however long its callers would wait."""
+
+
+class Tenant(_Frozen):
+    """Who may call, and whose entries are kept apart."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    api_key_file: Path
+    """One key a line; several are valid at once, so that a key can be rotated without a gap."""
+
+
+class Limits(_Frozen):
+    """What a request may ask, and how much may wait."""
+
+    max_message_bytes: Annotated[int, Field(ge=64 << 10)] = 4 << 20
+    """Request and answer; gRPC's own default for what clients accept."""
+    max_inputs: Annotated[int, Field(ge=1)] = 2048
+    """Inputs a request; the node lowers it until the answer fits a message."""
+    max_input_bytes: Annotated[int, Field(ge=1)] = 128 << 10
+    """UTF-8 bytes an input: above what an 8,192-token model reads."""
+    max_pending_inputs: Annotated[int, Field(ge=1)] = 8192
+    """Inputs of all tenants that wait for the embedder; a tenant alone gets half."""
+    max_stream_requests: Annotated[int, Field(ge=1)] = 64
+    """Requests in flight on one EmbedStream; then the node reads no further."""
+    default_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """For calls that come without a deadline."""
+
+
+class NodeConfig(_Frozen):
+    """One cache node."""
+
+    name: str
+    """The resource's name; an alias of the model."""
+    model: ModelSpec
+    grpc: Listen = Field(default_factory=Listen)
+    metrics: Listen = Field(default_factory=Listen)
+    tls: ServerTls | None = None
+    """None: plain text."""
+    embedder: EmbedderTarget
+    valkey: ValkeyTarget | None = None
+    """None: L1 only."""
+    l1_bytes: Annotated[int, Field(ge=0)] = 256 << 20
+    """Arena for vectors; 0: no L1."""
+    cluster_secret_file: Path | None = None
+    """At least 16 bytes, the same on all nodes; needed with tenants."""
+    tenants: tuple[Tenant, ...] = ()
+    """Empty: everybody may call, and all share one partition."""
+    limits: Limits = Field(default_factory=Limits)
+    drain_s: Annotated[float, Field(ge=0)] = 20.0
+    """How long calls in flight may finish after SIGTERM, seconds."""
+    epoch_poll_s: Annotated[float, Field(gt=0)] = 1.0
+    """How often other nodes' invalidations are looked for, seconds."""
+    announce_file: Path | None = None
+    """Written once listening: {"grpc": port, "metrics": port}. None: ports are only logged."""
+
+    @model_validator(mode="after")
+    def _tenants_need_a_secret(self) -> Self:
+        names = [tenant.name for tenant in self.tenants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tenants: each name once; got {', '.join(names)}")
+        if self.tenants and self.cluster_secret_file is None:
+            raise ValueError("cluster_secret_file: needed, because tenants are given")
+        return self
+
+
+class Backend(StrEnum):
+    """What runs the model."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
+class Dtype(StrEnum):
+    """What the model computes in. Vectors are float32 on the wire in any case."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Batching(_Frozen):
+    """How inputs are put together. Sizes follow from measured time, not from counts."""
+
+    demand_target_s: Annotated[float, Field(gt=0)] = 0.05
+    """What a batch with a waiting person in it should take, seconds."""
+    background_target_s: Annotated[float, Field(gt=0)] = 0.02
+    """The same for background work: what a person may have to wait for it to end."""
+    max_wait_s: Annotated[float, Field(gt=0)] = 2.0
+    """Waiting longer than this lifts an input above every class: nothing starves."""
+    max_batch_inputs: Annotated[int, Field(ge=1)] = 512
+    max_queue_inputs: Annotated[int, Field(ge=1)] = 16384
+    """Beyond it work is refused with RESOURCE_EXHAUSTED."""
+    max_request_inputs: Annotated[int, Field(ge=1)] = 2048
+
+
+class EmbedderConfig(_Frozen):
+    """One embedder."""
+
+    model: ModelSpec
+    backend: Backend = Backend.ONNX
+    device: str | None = None
+    """torch only: cuda, mps or cpu. None: the best there is."""
+    dtype: Dtype = Dtype.FLOAT32
+    """float16 and bfloat16 need torch on a GPU."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads. None: one a core that this process may use."""
+    work_dir: Path | None = None
+    """Where converted models are kept. None: the user's cache folder."""
+    grpc: Listen = Field(default_factory=Listen)
+    metrics: Listen = Field(default_factory=Listen)
+    tls: ServerTls | None = None
+    batch: Batching = Field(default_factory=Batching)
+    max_message_bytes: Annotated[int, Field(ge=64 << 10)] = 64 << 20
+    drain_s: Annotated[float, Field(ge=0)] = 20.0
+    announce_file: Path | None = None
+    """As in NodeConfig."""
+
+
+ConfigT = TypeVar("ConfigT", NodeConfig, EmbedderConfig)
+
+
+def load(kind: type[ConfigT], file: Path) -> ConfigT:
+    """Read a config file.
+
+    Raises:
+        InvalidConfig: Cannot be read, is no JSON object, or a field is wrong; names the field.
+    """
+    try:
+        data = json.loads(file.read_text())
+    except OSError as error:
+        raise InvalidConfig(f"cannot be read: {error.strerror}", source=str(file)) from error
+    except ValueError as error:
+        raise InvalidConfig(f"is no JSON: {error}", source=str(file)) from error
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise InvalidConfig(describe(error), source=str(file)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """All that is wrong, one line a field: its path, what is allowed, and the value given."""
+    return "\n".join(
+        f"{'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}"
+        + ("" if item["type"] in {"missing", "value_error"} else f", got {item['input']!r}")
+        for item in error.errors(include_url=False)
+    )

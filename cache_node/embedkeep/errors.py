@@ -1,0 +1,219 @@
+"""Everything that can go wrong here, as one tree, and the table that puts it on the wire.
+
+EmbedKeepError
+├── InvalidRequest          the caller must change the request; never retried
+│   ├── InvalidInput        one text is at fault; carries its index
+│   ├── UnknownModel        no such model or alias here
+│   ├── Unauthenticated     no API key, or one that no tenant has
+│   └── NotBuilt            valid, but this version does not do it yet
+├── NotCached               only_if_cached was asked for and there is no entry
+├── ModelDrift              an embedder does not compute what the cache was filled with
+├── DeadlineExceeded        the caller's time was up
+├── Retryable               may pass by itself; carries retry_after_s
+│   ├── Overloaded          a bounded queue is full
+│   └── Unavailable         a part that is needed cannot be reached
+│       └── EmbedderUnavailable
+├── InvalidConfig           a file, field or flag is wrong; names it, its value and what is allowed
+├── InvalidResponse         a peer answered something that does not fit the request
+└── Internal                the other side failed in a way it has no name for
+
+Bugs stay outside the tree. Foreign errors become ours where they enter, with their cause kept.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import grpc
+
+
+class EmbedKeepError(Exception):
+    """Root of every error that embedkeep raises on purpose."""
+
+    reason: ClassVar[str] = "Error"
+    """Stable name for programs; it travels beside the gRPC code."""
+
+
+class InvalidRequest(EmbedKeepError):
+    """The request can never succeed as it is."""
+
+    reason = "InvalidRequest"
+
+
+class InvalidInput(InvalidRequest):
+    """One of the texts cannot be embedded.
+
+    Args:
+        index: Its position in the request, or None where the position is said elsewhere.
+    """
+
+    reason = "InvalidInput"
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class UnknownModel(InvalidRequest):
+    """No model of that name or alias is served here."""
+
+    reason = "UnknownModel"
+
+
+class Unauthenticated(InvalidRequest):
+    """The call carries no API key, or one that belongs to no tenant."""
+
+    reason = "Unauthenticated"
+
+
+class NotBuilt(InvalidRequest):
+    """A valid wish that this version cannot fulfil."""
+
+    reason = "NotBuilt"
+
+
+class NotCached(EmbedKeepError):
+    """The caller wanted a cached answer or none, and there is no entry."""
+
+    reason = "NotCached"
+
+
+class ModelDrift(EmbedKeepError):
+    """An embedder computes something else than the entries of this cache."""
+
+    reason = "ModelDrift"
+
+
+class DeadlineExceeded(EmbedKeepError):
+    """The time that the caller gave was up before the answer was there."""
+
+    reason = "DeadlineExceeded"
+
+
+class Retryable(EmbedKeepError):
+    """May pass by itself.
+
+    Args:
+        retry_after_s: When a retry has a chance, seconds; None: no estimate.
+    """
+
+    reason = "Retryable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Retryable):
+    """Refused at once, because a bounded queue is full. Nothing was started."""
+
+    reason = "Overloaded"
+
+
+class Unavailable(Retryable):
+    """A part that is needed cannot be reached."""
+
+    reason = "Unavailable"
+
+
+class EmbedderUnavailable(Unavailable):
+    """No embedder answers, and the vector is not cached."""
+
+    reason = "EmbedderUnavailable"
+
+
+class InvalidConfig(EmbedKeepError):
+    """A file, field or flag is wrong.
+
+    Args:
+        message: What is wrong and what is allowed.
+        field: Path of the field, or the flag.
+        source: File the field stands in, with a line where known.
+    """
+
+    reason = "InvalidConfig"
+
+    def __init__(self, message: str, *, field: str = "", source: str = "") -> None:
+        where = ": ".join(part for part in (source, field) if part)
+        super().__init__(f"{where}: {message}" if where else message)
+        self.field = field
+        self.source = source
+
+
+class InvalidResponse(EmbedKeepError):
+    """A peer answered something that does not fit what was asked."""
+
+    reason = "InvalidResponse"
+
+
+class Internal(EmbedKeepError):
+    """The other side failed in a way it has no name for."""
+
+    reason = "Internal"
+
+
+CODES: Mapping[type[EmbedKeepError], grpc.StatusCode] = MappingProxyType(
+    {
+        InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+        InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+        UnknownModel: grpc.StatusCode.NOT_FOUND,
+        Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+        NotBuilt: grpc.StatusCode.UNIMPLEMENTED,
+        NotCached: grpc.StatusCode.NOT_FOUND,
+        ModelDrift: grpc.StatusCode.FAILED_PRECONDITION,
+        DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+        Retryable: grpc.StatusCode.UNAVAILABLE,
+        Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Unavailable: grpc.StatusCode.UNAVAILABLE,
+        EmbedderUnavailable: grpc.StatusCode.UNAVAILABLE,
+        InvalidConfig: grpc.StatusCode.FAILED_PRECONDITION,
+        InvalidResponse: grpc.StatusCode.INTERNAL,
+        Internal: grpc.StatusCode.INTERNAL,
+        EmbedKeepError: grpc.StatusCode.UNKNOWN,
+    }
+)
+"""The one table from the tree to gRPC; docs/reference shows it."""
+
+REASON_KEY = "embedkeep-reason"
+"""Trailing metadata: the class of an error, by its reason."""
+
+RETRY_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata: when a retry has a chance, ms. The name that gRPC's own retries look for."""
+
+_BY_REASON = {cls.reason: cls for cls in CODES}
+_BY_CODE: Mapping[int, type[EmbedKeepError]] = MappingProxyType(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT.value[0]: InvalidRequest,
+        grpc.StatusCode.UNAUTHENTICATED.value[0]: Unauthenticated,
+        grpc.StatusCode.UNIMPLEMENTED.value[0]: NotBuilt,
+        grpc.StatusCode.FAILED_PRECONDITION.value[0]: ModelDrift,
+        grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlineExceeded,
+        grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]: Overloaded,
+        grpc.StatusCode.UNAVAILABLE.value[0]: Unavailable,
+        grpc.StatusCode.NOT_FOUND.value[0]: NotCached,
+    }
+)
+
+
+def code_of(error: EmbedKeepError) -> int:
+    """The google.rpc.Code number of *error*, by its nearest class in the table."""
+    for cls in type(error).__mro__:
+        if (code := CODES.get(cls)) is not None:
+            return int(code.value[0])
+    raise AssertionError(type(error))  # the root is in the table
+
+
+def from_wire(
+    code: int, reason: str, message: str, *, retry_after_s: float | None = None
+) -> EmbedKeepError:
+    """The error that a peer reported, as the class it had there.
+
+    Args:
+        code: google.rpc.Code number.
+        reason: The peer's class; unknown or empty: chosen by *code*.
+        retry_after_s: The peer's estimate, seconds.
+    """
+    cls = _BY_REASON.get(reason) or _BY_CODE.get(code, Internal)
+    if issubclass(cls, Retryable):
+        return cls(message, retry_after_s=retry_after_s)
+    return cls(message)

@@ -1,0 +1,189 @@
+"""What every server process here does alike: logs, signals, metrics, health, drain.
+
+What is served lives with its owner; this only runs it. Called by `embedkeep.node` and
+`embedkeep.embedder`.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from embedkeep.config import Listen, ServerTls
+from embedkeep.errors import InvalidConfig
+from embedkeep.tls import server_credentials
+
+MAX_CONNECTION_AGE_MS: Final = 300_000
+"""Clients reconnect after five minutes, so that new servers get their share of old clients."""
+
+log = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where and how a process serves; the fields are those of its config."""
+
+    grpc: Listen
+    metrics: Listen
+    tls: ServerTls | None
+    max_message_bytes: int
+    announce_file: Path | None
+    drain_s: float
+
+
+class Health:
+    """The process's word on whether it can answer, for its services and as a whole ("")."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self.services = ("", *services)
+        self.servicer = health.aio.HealthServicer()
+
+    async def set(self, *, serving: bool) -> None:
+        """Tell all watchers."""
+        status = health_pb2.HealthCheckResponse
+        for service in self.services:
+            await self.servicer.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+@asynccontextmanager
+async def serving(
+    endpoint: Endpoint,
+    *,
+    register: Callable[[grpc.aio.Server], None],
+    health: Health,
+    registry: CollectorRegistry,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> AsyncIterator[tuple[int, int]]:
+    """Listen while the block runs; then take no new calls and let those in flight end.
+
+    Health starts as NOT_SERVING; the owner sets it. Yields the ports of gRPC and metrics, and
+    writes them to the announce file.
+
+    Raises:
+        InvalidConfig: A port or an address cannot be bound, or a certificate cannot be read.
+    """
+    server = grpc.aio.server(
+        interceptors=list(interceptors),
+        options=[
+            ("grpc.max_receive_message_length", endpoint.max_message_bytes),
+            ("grpc.max_send_message_length", endpoint.max_message_bytes),
+            ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
+            ("grpc.max_connection_age_grace_ms", int(endpoint.drain_s * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    register(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    reflection.enable_server_reflection(
+        [*health.services[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+         reflection.SERVICE_NAME], server)  # fmt: skip
+    await health.set(serving=False)
+    grpc_port = _bind(server, endpoint)
+    metrics_server, metrics_thread = _serve_metrics(endpoint.metrics, registry)
+    try:
+        await server.start()
+        ports = (grpc_port, metrics_server.server_port)
+        if endpoint.announce_file is not None:
+            _write_whole(
+                endpoint.announce_file, json.dumps({"grpc": ports[0], "metrics": ports[1]})
+            )
+        log.info("listening", grpc=ports[0], metrics=ports[1], tls=endpoint.tls is not None)
+        yield ports
+    finally:
+        await health.set(serving=False)
+        await server.stop(endpoint.drain_s)
+        metrics_server.shutdown()
+        metrics_server.server_close()
+        metrics_thread.join()
+        log.info("stopped")
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[None, None, None]], *, process: str) -> None:
+    """Run a server process until SIGINT or SIGTERM; a second signal ends it at once.
+
+    Args:
+        main: Gets the event that is set by the first signal.
+        process: Its name in the logs.
+    """
+    configure_logs(process)
+
+    async def until_signalled() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: signal.Signals) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            log.info("stopping", signal=number.name)
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number)
+        await main(stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(until_signalled())
+
+
+def configure_logs(process: str) -> None:
+    """Log to stderr: lines for people on a terminal, JSON elsewhere. Inputs are never logged."""
+    terminal = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            getattr(logging, os.environ.get("EMBEDKEEP_LOG_LEVEL", "INFO").upper(), logging.INFO)
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+
+
+def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> int:
+    address = f"{endpoint.grpc.host}:{endpoint.grpc.port}"
+    try:
+        if endpoint.tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(endpoint.tls))
+    except RuntimeError as error:
+        raise InvalidConfig(f"cannot listen on {address}: is it in use?", field="grpc") from error
+
+
+def _serve_metrics(listen: Listen, registry: CollectorRegistry):  # type: ignore[no-untyped-def]  # noqa: ANN202  # its types are wsgiref's
+    try:
+        return start_http_server(listen.port, listen.host, registry=registry)
+    except OSError as error:
+        raise InvalidConfig(
+            f"cannot listen on {listen.host}:{listen.port}: {error.strerror}", field="metrics"
+        ) from error
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Readers see the whole file or none."""
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)
