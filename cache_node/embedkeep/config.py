@@ -150,6 +150,8 @@ class Limits(_Frozen):
     """UTF-8 bytes an input: above what an 8,192-token model reads."""
     max_pending_inputs: Annotated[int, Field(ge=1)] = 8192
     """Inputs of all tenants that wait for the embedder; a tenant alone gets half."""
+    max_concurrent_calls: Annotated[int, Field(ge=1)] = 1024
+    """Calls and streams at once; beyond it calls are refused before they are read."""
     max_stream_requests: Annotated[int, Field(ge=1)] = 64
     """Requests in flight on one EmbedStream; then the node reads no further."""
     default_timeout_s: Annotated[float, Field(gt=0)] = 30.0
@@ -162,6 +164,10 @@ class NodeConfig(_Frozen):
     name: str
     """The resource's name; an alias of the model."""
     model: ModelSpec
+    agreement: str | None = None
+    """Names the agreement on a fingerprint that is kept in Valkey: derived by whoever renders this
+    from all that is meant to change vectors (model, revision, backend, dtype). None: from the
+    model alone."""
     grpc: Listen = Field(default_factory=Listen)
     metrics: Listen = Field(default_factory=Listen)
     tls: ServerTls | None = None

@@ -77,8 +77,9 @@ class EmbeddingCacheServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Invalidate(self, request, context):
-        """Forgets entries of the caller's tenant. When it returns OK, no later request is answered from
-        what was stored or in flight before.
+        """Forgets entries of the caller's tenant. When it returns OK, no later request to this node is
+        answered from what was stored or in flight before; other nodes follow within their poll
+        interval (a second unless configured otherwise).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,8 +44,9 @@ class EmbeddingCacheStub:
     under the id each one came with. The node reads no further while too many are in flight.
     """
     Invalidate: _grpc.UnaryUnaryMultiCallable[_cache_pb2.InvalidateRequest, _cache_pb2.InvalidateResponse]
-    """Forgets entries of the caller's tenant. When it returns OK, no later request is answered from
-    what was stored or in flight before.
+    """Forgets entries of the caller's tenant. When it returns OK, no later request to this node is
+    answered from what was stored or in flight before; other nodes follow within their poll
+    interval (a second unless configured otherwise).
     """
     Info: _grpc.UnaryUnaryMultiCallable[_cache_pb2.InfoRequest, _cache_pb2.InfoResponse]
     """What is served here, the limits a request must keep to, and how the tiers are doing."""
@@ -62,8 +63,9 @@ class EmbeddingCacheAsyncStub(EmbeddingCacheStub):
     under the id each one came with. The node reads no further while too many are in flight.
     """
     Invalidate: _aio.UnaryUnaryMultiCallable[_cache_pb2.InvalidateRequest, _cache_pb2.InvalidateResponse]  # type: ignore[assignment]
-    """Forgets entries of the caller's tenant. When it returns OK, no later request is answered from
-    what was stored or in flight before.
+    """Forgets entries of the caller's tenant. When it returns OK, no later request to this node is
+    answered from what was stored or in flight before; other nodes follow within their poll
+    interval (a second unless configured otherwise).
     """
     Info: _aio.UnaryUnaryMultiCallable[_cache_pb2.InfoRequest, _cache_pb2.InfoResponse]  # type: ignore[assignment]
     """What is served here, the limits a request must keep to, and how the tiers are doing."""
@@ -95,8 +97,9 @@ class EmbeddingCacheServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.InvalidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.InvalidateResponse, _abc.Awaitable[_cache_pb2.InvalidateResponse]]:
-        """Forgets entries of the caller's tenant. When it returns OK, no later request is answered from
-        what was stored or in flight before.
+        """Forgets entries of the caller's tenant. When it returns OK, no later request to this node is
+        answered from what was stored or in flight before; other nodes follow within their poll
+        interval (a second unless configured otherwise).
         """
 
     @_abc_1.abstractmethod

@@ -113,10 +113,13 @@ class ComputeResponse(_message.Message):
     TRUNCATED_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     vectors: _builtins.bytes
     """rows of float32, little-endian; a failed row holds NaN"""
     dimensions: _builtins.int
     fingerprint: _builtins.str
+    instance: _builtins.bytes
+    """which process computed it; see DescribeResponse"""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -139,10 +142,11 @@ class ComputeResponse(_message.Message):
         truncated: _abc.Iterable[_builtins.int] | None = ...,
         errors: _abc.Iterable[Global___ComputeError] | None = ...,
         fingerprint: _builtins.str = ...,
+        instance: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ns", b"device_ns", "dimensions", b"dimensions", "errors", b"errors", "fingerprint", b"fingerprint", "tokens", b"tokens", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ns", b"device_ns", "dimensions", b"dimensions", "errors", b"errors", "fingerprint", b"fingerprint", "instance", b"instance", "tokens", b"tokens", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,6 +183,7 @@ class DescribeResponse(_message.Message):
     MAX_INPUTS_FIELD_NUMBER: _builtins.int
     CANARIES_FIELD_NUMBER: _builtins.int
     MIN_CANARY_COSINE_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     model: _builtins.str
     revision: _builtins.str
@@ -198,6 +203,10 @@ class DescribeResponse(_message.Message):
     """Rows for the canary texts, each computed alone; compared by cosine, never hashed."""
     min_canary_cosine: _builtins.float
     """below it two embedders do not compute the same"""
+    instance: _builtins.bytes
+    """Drawn at random when the process starts. A node takes vectors only from instances whose
+    canaries it has compared.
+    """
     def __init__(
         self,
         *,
@@ -213,10 +222,11 @@ class DescribeResponse(_message.Message):
         max_inputs: _builtins.int = ...,
         canaries: _builtins.bytes = ...,
         min_canary_cosine: _builtins.float = ...,
+        instance: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "canaries", b"canaries", "device", b"device", "dimensions", b"dimensions", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens", "min_canary_cosine", b"min_canary_cosine", "model", b"model", "normalized", b"normalized", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "canaries", b"canaries", "device", b"device", "dimensions", b"dimensions", "dtype", b"dtype", "fingerprint", b"fingerprint", "instance", b"instance", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens", "min_canary_cosine", b"min_canary_cosine", "model", b"model", "normalized", b"normalized", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
