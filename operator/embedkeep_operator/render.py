@@ -1,0 +1,207 @@
+"""From a resource to what each process is told.
+
+Pure: `embedkeep up` and the operator differ only in the `Place` they give, never in what a field
+means.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedkeep.config import (
+    Batching,
+    EmbedderConfig,
+    EmbedderTarget,
+    HubSource,
+    Listen,
+    ModelSpec,
+    NodeConfig,
+    PackageSource,
+    PathSource,
+    ServerTls,
+    Tenant,
+    ValkeyTarget,
+)
+from embedkeep.errors import NotBuilt
+from embedkeep_operator.api import EmbeddingCache
+from embedkeep_operator.api_embedder import Batch, ManagedEmbedder
+from embedkeep_operator.api_model import Model, ModelSource
+from embedkeep_operator.api_nodes import Memory, Nodes
+from embedkeep_operator.api_policies import ClientAuth, Security
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one process listens, and where it finds its files."""
+
+    grpc: Listen
+    metrics: Listen
+    secrets: Path
+    """Folder with <secret name>/<key>, as the kubelet mounts Secrets."""
+    announce_file: Path | None = None
+    """Written by the process once it listens."""
+    drain_s: float = 20.0
+    """How long calls in flight may finish after SIGTERM, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """Whom a node talks to."""
+
+    embedder: str
+    """gRPC target."""
+    valkey_host: str
+    valkey_port: int
+    valkey_password_file: Path | None
+    cluster_secret_file: Path
+
+
+def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> NodeConfig:
+    """What a cache node is told."""
+    spec = resource.spec
+    nodes = spec.nodes or Nodes()
+    memory = nodes.memory or Memory()
+    security = spec.security or Security()
+    return NodeConfig(
+        name=resource.metadata.name,
+        model=model_spec(spec.model, place.secrets),
+        grpc=place.grpc,
+        metrics=place.metrics,
+        tls=server_tls(security, place.secrets),
+        embedder=EmbedderTarget(address=beside.embedder),
+        valkey=ValkeyTarget(
+            host=beside.valkey_host,
+            port=beside.valkey_port,
+            password_file=beside.valkey_password_file,
+            ttl_s=nodes.ttl,
+        ),
+        l1_bytes=memory.l1,
+        cluster_secret_file=beside.cluster_secret_file,
+        tenants=tuple(
+            Tenant(
+                name=tenant.name,
+                api_key_file=place.secrets
+                / tenant.api_key_secret_ref.name
+                / tenant.api_key_secret_ref.key,
+            )
+            for tenant in security.tenants
+        ),
+        drain_s=place.drain_s,
+        announce_file=place.announce_file,
+    )
+
+
+def embedder_config(
+    resource: EmbeddingCache, place: Place, *, work_dir: Path | None = None
+) -> EmbedderConfig:
+    """What an embedder of our own is told.
+
+    Args:
+        work_dir: Where converted models are kept. None: the user's cache folder.
+
+    Raises:
+        NotBuilt: The resource has an external embedder.
+    """
+    managed = resource.spec.embedder.managed
+    if managed is None:
+        raise NotBuilt("spec.embedder.external: is not built yet; use managed")
+    return EmbedderConfig(
+        model=model_spec(resource.spec.model, place.secrets),
+        backend=managed.backend,
+        device=managed.device,
+        dtype=managed.dtype,
+        threads=managed.threads,
+        work_dir=work_dir,
+        grpc=place.grpc,
+        metrics=place.metrics,
+        batch=batching(managed),
+        drain_s=place.drain_s,
+        announce_file=place.announce_file,
+    )
+
+
+def model_spec(model: Model, secrets: Path) -> ModelSpec:
+    """Which model, for nodes and embedders alike."""
+    return ModelSpec(
+        name=model.name,
+        revision=model.revision,
+        prompts=dict(model.prompts),
+        max_tokens=model.max_tokens,
+        source=_source(model.source or ModelSource.model_validate({"hub": {}}), secrets),
+    )
+
+
+def _source(source: ModelSource, secrets: Path) -> HubSource | PathSource | PackageSource:
+    if source.package is not None:
+        return PackageSource(package=source.package.name)
+    if source.path is not None:
+        return PathSource(path=Path(source.path))
+    token = source.hub.token_secret_ref if source.hub is not None else None
+    return HubSource(token_file=secrets / token.name / token.key if token is not None else None)
+
+
+def batching(managed: ManagedEmbedder) -> Batching:
+    """Batch times in seconds."""
+    batch = managed.batch or Batch()
+    return Batching(
+        demand_target_s=batch.target_ms / 1000,
+        background_target_s=batch.background_target_ms / 1000,
+    )
+
+
+def server_tls(security: Security, secrets: Path) -> ServerTls | None:
+    """Certificates in a folder laid out as a kubernetes.io/tls Secret. None: plain text."""
+    tls = security.tls
+    if tls is None or tls.secret_name is None:
+        return None
+    folder = secrets / tls.secret_name
+    return ServerTls(
+        cert_file=folder / "tls.crt",
+        key_file=folder / "tls.key",
+        client_ca_file=folder / "ca.crt" if tls.client_auth is ClientAuth.REQUIRED else None,
+    )
+
+
+def secret_keys(resource: EmbeddingCache) -> tuple[tuple[str, str, str], ...]:
+    """Every Secret's key that the processes read: (field, Secret, key)."""
+    found: list[tuple[str, str, str]] = []
+    source = resource.spec.model.source
+    if source and source.hub and (token := source.hub.token_secret_ref):
+        found.append(("spec.model.source.hub.tokenSecretRef", token.name, token.key))
+    security = resource.spec.security or Security()
+    if security.tls is not None and security.tls.secret_name is not None:
+        keys = ["tls.crt", "tls.key"]
+        keys += ["ca.crt"] if security.tls.client_auth is ClientAuth.REQUIRED else []
+        found += [("spec.security.tls.secretName", security.tls.secret_name, key) for key in keys]
+    for index, tenant in enumerate(security.tenants):
+        field = f"spec.security.tenants[{index}].apiKeySecretRef"
+        found.append((field, tenant.api_key_secret_ref.name, tenant.api_key_secret_ref.key))
+    return tuple(found)
+
+
+def valkey_config(
+    resource: EmbeddingCache, *, host: str, port: int, password: str, folder: Path
+) -> str:
+    """Valkey's config file. The password stands here, because arguments can be seen by all.
+
+    Args:
+        host: Address to bind.
+        password: Of the default user; must hold no white space.
+        folder: Valkey's working folder.
+    """
+    memory = (resource.spec.nodes or Nodes()).memory or Memory()
+    return "\n".join(
+        (
+            f"bind {host}",
+            f"port {port}",
+            "protected-mode yes",
+            f"requirepass {password}",
+            f"maxmemory {memory.valkey}",
+            "maxmemory-policy allkeys-lfu",
+            'save ""',  # memory only: what is lost is computed again
+            "appendonly no",
+            "daemonize no",
+            f"dir {json.dumps(str(folder), ensure_ascii=False)}",
+            "",
+        )
+    )
