@@ -4,4 +4,83 @@ What most services import is here: `Client`, `AsyncClient` and the errors they r
 live the node (`embedkeep.node`), the embedder (`embedkeep.embedder`), what both are told
 (`embedkeep.config`), the wire (`embedkeep.v1`) and the command (`embedkeep.cli`). What runs on
 Kubernetes' side lives in `embedkeep_operator`, which nothing here imports.
+
+The names are loaded when they are first used (PEP 562): a node has no use for the client, and
+a command's help none for gRPC and numpy.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embedkeep.client import (
+        AsyncClient,
+        CacheControl,
+        CacheInfo,
+        Client,
+        ClientStats,
+        Embedded,
+        Encoding,
+        Fallback,
+        InputFailed,
+        NearCache,
+        Options,
+        Priority,
+        Retries,
+        Source,
+        Tier,
+    )
+    from embedkeep.config import ClientTls
+    from embedkeep.errors import EmbedKeepError
+
+_CLIENT = frozenset(
+    {
+        "AsyncClient",
+        "CacheControl",
+        "CacheInfo",
+        "Client",
+        "ClientStats",
+        "Embedded",
+        "Encoding",
+        "Fallback",
+        "InputFailed",
+        "NearCache",
+        "Options",
+        "Priority",
+        "Retries",
+        "Source",
+        "Tier",
+    }
+)
+_ELSEWHERE = {"ClientTls": "embedkeep.config", "EmbedKeepError": "embedkeep.errors"}
+
+__all__ = [
+    "AsyncClient",
+    "CacheControl",
+    "CacheInfo",
+    "Client",
+    "ClientStats",
+    "ClientTls",
+    "EmbedKeepError",
+    "Embedded",
+    "Encoding",
+    "Fallback",
+    "InputFailed",
+    "NearCache",
+    "Options",
+    "Priority",
+    "Retries",
+    "Source",
+    "Tier",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = "embedkeep.client" if name in _CLIENT else _ELSEWHERE.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,7 @@ EmbedKeepError
 │   ├── UnknownModel        no such model or alias here
 │   ├── Unauthenticated     no API key, or one that no tenant has
 │   └── NotBuilt            valid, but this version does not do it yet
+├── PartialFailure          some inputs of a client's call failed; keeps the rows of the others
 ├── NotCached               only_if_cached was asked for and there is no entry
 ├── ModelDrift              an embedder does not compute what the cache was filled with
 ├── DeadlineExceeded        the caller's time was up
@@ -25,6 +26,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 
 class EmbedKeepError(Exception):
@@ -70,6 +73,28 @@ class NotBuilt(InvalidRequest):
     """A valid wish that this version cannot fulfil."""
 
     reason = "NotBuilt"
+
+
+class PartialFailure(EmbedKeepError):
+    """Some inputs of a call failed and some did not. Raised by the client, never sent.
+
+    Args:
+        failures: The failed inputs' errors by index, in ascending order.
+        vectors: Shape [n, d], float32; rows of failed inputs hold NaN.
+    """
+
+    reason = "PartialFailure"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failures: Mapping[int, EmbedKeepError],
+        vectors: NDArray[np.float32],
+    ) -> None:
+        super().__init__(message)
+        self.failures = failures
+        self.vectors = vectors
 
 
 class NotCached(EmbedKeepError):

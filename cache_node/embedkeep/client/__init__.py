@@ -1,1 +1,36 @@
-"""The client."""
+"""The client: what services import. `embedkeep` hands out the same names.
+
+`sync` and `aio` do I/O; what a call sends and makes of the answers is decided, once for both, in
+`exchange` (requests, retries, deadline) and `embedding` (near cache, splitting, merging).
+"""
+
+from embedkeep.client.aio import AsyncClient
+from embedkeep.client.options import CacheControl, Fallback, NearCache, Options, Priority, Retries
+from embedkeep.client.results import (
+    CacheInfo,
+    ClientStats,
+    Embedded,
+    InputFailed,
+    Source,
+    Tier,
+)
+from embedkeep.client.sync import Client
+from embedkeep.views import Encoding
+
+__all__ = [
+    "AsyncClient",
+    "CacheControl",
+    "CacheInfo",
+    "Client",
+    "ClientStats",
+    "Embedded",
+    "Encoding",
+    "Fallback",
+    "InputFailed",
+    "NearCache",
+    "Options",
+    "Priority",
+    "Retries",
+    "Source",
+    "Tier",
+]

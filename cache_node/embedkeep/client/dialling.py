@@ -1,0 +1,95 @@
+"""How a client reaches nodes: targets, credentials and channel options, for both shells."""
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from embedkeep.client.embedding import MAX_RECEIVE_BYTES
+from embedkeep.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from embedkeep.config import ClientTls  # see options
+
+_SERVICE: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+
+_OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
+    ("grpc.service_config", _SERVICE),
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", -1),  # the node's Info bounds requests
+    # A node that vanished without a word is noticed within 40 s, also between calls.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # gRPC's own second between attempts would outlast our retries while a node restarts.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+)
+
+
+def target_of(target: str | Sequence[str]) -> str:
+    """A gRPC target. Several addresses become one that is balanced over all of them.
+
+    Raises:
+        InvalidConfig: Empty, without a port, or one of several is no IP address.
+    """
+    if isinstance(target, str):
+        return _checked(target)
+    if len(target) == 1:
+        return _checked(target[0])
+    versions = {_ip_version(address) for address in target}
+    if len(versions) != 1:
+        raise InvalidConfig(
+            f"{list(target)!r}: give one address, several of IPv4, or several of IPv6",
+            field="target",
+        )
+    return f"ipv{versions.pop()}:{','.join(target)}"
+
+
+def channel_options(tls: "ClientTls | None") -> list[tuple[str, str | int]]:
+    """For a sync or an asyncio channel."""
+    if tls is None or tls.server_name is None:
+        return list(_OPTIONS)
+    return [*_OPTIONS, ("grpc.ssl_target_name_override", tls.server_name)]
+
+
+def credentials(tls: "ClientTls") -> grpc.ChannelCredentials:
+    """What to trust and to show.
+
+    Raises:
+        InvalidConfig: A file cannot be read.
+    """
+    from embedkeep.tls import channel_credentials  # noqa: PLC0415  # pydantic only where it is used
+
+    return channel_credentials(tls)
+
+
+def _checked(target: str) -> str:
+    host, colon, port = target.rpartition(":")
+    # A target with a scheme has its own grammar, which gRPC checks.
+    if not target.startswith(("dns:", "unix:", "ipv4:", "ipv6:", "xds:")) and not (
+        colon and host and port.isdecimal() and 0 < int(port) < 65536
+    ):
+        raise InvalidConfig(
+            f"{target!r} is no address: write host:port, or dns:///name:port for several nodes "
+            "behind one name",
+            field="target",
+        )
+    return target
+
+
+def _ip_version(address: str) -> int:
+    host, _, _ = _checked(address).rpartition(":")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).version
+    except ValueError as error:
+        raise InvalidConfig(
+            f"{address!r}: of several addresses each must be an IP address with a port; for a "
+            "name write dns:///name:port",
+            field="target",
+        ) from error

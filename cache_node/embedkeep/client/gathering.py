@@ -1,0 +1,124 @@
+"""Where the rows of one call come together, whatever order they arrive in."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkeep.client.near import NearRow
+from embedkeep.client.results import Embedded, InputFailed, Source
+from embedkeep.client.wire import Answer, at_index
+from embedkeep.errors import EmbedKeepError, InvalidResponse
+
+
+class Gathered:
+    """Rows, sources, tokens and errors of *count* inputs, by index."""
+
+    def __init__(self, count: int) -> None:
+        self.errors: dict[int, EmbedKeepError] = {}
+        self.fingerprint = ""
+        self.epoch = 0
+        self.dimensions = 0
+        """What the model has, where no row shows it; 0: unknown."""
+        self._count = count
+        self._vectors: NDArray[np.float32] | None = None
+        self._sources = [Source.NONE] * count
+        self._tokens = [0] * count
+        self._truncated: set[int] = set()
+        self._saved_device_s = 0.0
+        self._spent_device_s = 0.0
+
+    def missing(self) -> list[int]:
+        """Inputs with neither a row nor an error."""
+        return [
+            index
+            for index, source in enumerate(self._sources)
+            if source is Source.NONE and index not in self.errors
+        ]
+
+    def put_near(self, index: int, row: NearRow) -> None:
+        """A row from the near cache."""
+        self._put(index, np.frombuffer(row.vector, dtype="<f4"), Source.NEAR)
+        self._tokens[index] = row.tokens
+        if row.truncated:
+            self._truncated.add(index)
+
+    def put_answer(self, inputs: Sequence[int], answer: Answer) -> None:
+        """What a node said about *inputs*; its failed rows are the caller's business.
+
+        Raises:
+            InvalidResponse: Another number of dimensions than the rows before.
+        """
+        self._saved_device_s += answer.saved_device_s
+        self._spent_device_s += answer.spent_device_s
+        self.epoch = max(self.epoch, answer.epoch)
+        if len(answer.errors) == len(inputs):
+            return
+        self.fingerprint = answer.fingerprint
+        good = [place for place in range(len(inputs)) if place not in answer.errors]
+        self._room(answer.rows.shape[1])[[inputs[place] for place in good]] = answer.rows[good]
+        for place in good:
+            index = inputs[place]
+            self._sources[index] = answer.sources[place]
+            self._tokens[index] = answer.tokens[place]
+            if place in answer.truncated:
+                self._truncated.add(index)
+
+    def put_fallback(self, inputs: Sequence[int], rows: NDArray[np.float32]) -> None:
+        """Rows from the fallback.
+
+        Raises:
+            InvalidResponse: Another number of dimensions than the rows before.
+        """
+        for index, row in zip(inputs, rows, strict=True):
+            self.errors.pop(index, None)
+            self._put(index, row, Source.FALLBACK)
+
+    def near_rows(self, inputs: Sequence[int]) -> Iterator[tuple[int, NearRow]]:
+        """Those of *inputs* that have a row, as the near cache keeps it."""
+        if self._vectors is None:
+            return
+        for index in inputs:
+            if self._sources[index] is not Source.NONE:
+                yield (
+                    index,
+                    NearRow(
+                        vector=self._vectors[index].tobytes(),
+                        tokens=self._tokens[index],
+                        truncated=index in self._truncated,
+                    ),
+                )
+
+    def result(self) -> Embedded:
+        """All of it. Takes the rows away: called once."""
+        vectors, self._vectors = self._vectors, None
+        if vectors is None:
+            vectors = np.full((self._count, self.dimensions), np.nan, dtype=np.float32)
+        return Embedded(
+            vectors=vectors,
+            sources=tuple(self._sources),
+            tokens=tuple(self._tokens),
+            truncated=tuple(sorted(self._truncated)),
+            failed=tuple(
+                InputFailed(index=index, error=at_index(self.errors[index], index))
+                for index in sorted(self.errors)
+            ),
+            fingerprint=self.fingerprint,
+            epoch=self.epoch,
+            saved_device_s=self._saved_device_s,
+            spent_device_s=self._spent_device_s,
+        )
+
+    def _put(self, index: int, row: NDArray[np.float32], source: Source) -> None:
+        self._room(len(row))[index] = row
+        self._sources[index] = source
+
+    def _room(self, dimensions: int) -> NDArray[np.float32]:
+        """The array, made when the first row shows its width."""
+        if self._vectors is None:
+            self._vectors = np.full((self._count, dimensions), np.nan, dtype=np.float32)
+        if self._vectors.shape[1] != dimensions:
+            raise InvalidResponse(
+                f"rows of {self._vectors.shape[1]} and of {dimensions} dimensions for one call"
+            )
+        return self._vectors

@@ -1,0 +1,258 @@
+"""The client for threads: only I/O; every decision is in `exchange` and `embedding`."""
+
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Protocol, Self, Unpack, cast
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkeep.client.core import Core, Metadata
+from embedkeep.client.dialling import channel_options, credentials, target_of
+from embedkeep.client.exchange import Exchange, Request, Response, Transmit
+from embedkeep.client.options import Ask, ClientOptions, EmbedOptions, Options
+from embedkeep.client.results import CacheInfo, ClientStats, Embedded
+from embedkeep.client.wire import error_of
+from embedkeep.errors import Internal
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+
+
+class _Pending(Protocol):
+    """What is used of a gRPC future, whose own type takes no parameter at run time."""
+
+    def add_done_callback(self, fn: Callable[[object], None]) -> None: ...
+    def cancel(self) -> bool: ...
+    def exception(self) -> Exception | None: ...
+    def result(self) -> Response: ...
+
+
+class _Method(Protocol):
+    """One of the stub's methods; each is only given the request it is for."""
+
+    def __call__(self, request: Request, *, timeout: float, metadata: Metadata) -> Response: ...
+    def future(self, request: Request, *, timeout: float, metadata: Metadata) -> _Pending: ...
+
+
+class Client:
+    """Embeds texts through a cache. Safe between threads; one is enough for a process.
+
+    It connects with the first call and keeps one connection to each node. gRPC does not survive
+    a fork: let each worker make its own client, or at least make no call before forking.
+
+    Args:
+        target: ``host:port``; ``dns:///name:port``, balanced over all nodes behind the name; or
+            several addresses of the same IP version.
+        **options: See `Options`.
+
+    Raises:
+        InvalidConfig: The target is no address, an option is out of range, the API key or a
+            certificate cannot be read.
+    """
+
+    def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        self._channel: grpc.Channel | None = None
+        self._stub: cache_pb2_grpc.EmbeddingCacheStub | None = None
+        self._closed = False
+        self._target = target_of(target)
+        self._options = Options(**options)
+        self._core = Core(self._options)
+        tls = self._options.tls
+        self._credentials = None if tls is None else credentials(tls)
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]) -> NDArray[np.float32]:
+        """Embed *texts*: shape [n, d], float32, rows in their order. One string is a batch of one.
+
+        Calls of any length are cut into requests that the node takes.
+
+        Args:
+            texts: Sent exactly as they are: nothing is trimmed or normalized.
+            **how: See `Ask`.
+
+        Raises:
+            InvalidRequest: No texts, or an option out of range.
+            InvalidInput: A text that no request can carry; carries its index. Nothing was sent.
+            PartialFailure: Some texts failed; carries their errors and the other rows.
+            EmbedKeepError: The call failed, or all texts did: see `embedkeep.errors`.
+        """
+        detailed = self._embed(texts, Ask(**how), strict=True)
+        detailed.raise_failures()
+        return detailed.vectors
+
+    def embed_detailed(self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]) -> Embedded:
+        """Embed *texts* and tell all about it; texts that fail stand in the result.
+
+        Raises:
+            InvalidRequest: No texts, or an option out of range.
+            EmbedKeepError: The call failed as a whole.
+        """
+        return self._embed(texts, Ask(**how), strict=False)
+
+    def invalidate(
+        self,
+        texts: Sequence[str] | str,
+        *,
+        prompt: str | None = None,
+        model: str | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Forget *texts* under *prompt*; returns the tenant's epoch. Also empties the near cache.
+
+        Raises:
+            EmbedKeepError: It is not known to be done.
+        """
+        return self._invalidate(texts, Ask(prompt=prompt, model=model, timeout_s=timeout_s))
+
+    def invalidate_all(self, *, model: str | None = None, timeout_s: float | None = None) -> int:
+        """Forget all of the caller's entries; returns the new epoch. Also empties the near cache.
+
+        Raises:
+            EmbedKeepError: It is not known to be done.
+        """
+        return self._invalidate(None, Ask(model=model, timeout_s=timeout_s))
+
+    def info(self, *, timeout_s: float | None = None) -> CacheInfo:
+        """What the cache serves, and how the node that answers is doing.
+
+        Raises:
+            EmbedKeepError: No answer.
+        """
+        exchange = self._core.info(timeout_s)
+        self._drive(exchange)
+        return exchange.result()
+
+    @property
+    def stats(self) -> ClientStats:
+        """What this client has done so far."""
+        return self._core.stats
+
+    def close(self) -> None:
+        """Close the connections. Calls under way fail; a second close does nothing."""
+        with self._lock:
+            channel, self._channel, self._closed = self._channel, None, True
+        if channel is not None:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_channel", None) is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self._target!r}, {self._options!r})"
+
+    def _embed(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> Embedded:
+        exchange = self._core.embedding(texts, ask, strict=strict)
+        lost: list[int] = []
+        try:
+            self._drive(exchange)
+            if lost := exchange.unanswered():
+                rows = self._core.fall_back(exchange.texts(lost), ask)
+                exchange.fell_back(lost, rows)
+        finally:
+            self._core.count(exchange, fallback_inputs=len(lost))
+        return exchange.result()
+
+    def _invalidate(self, texts: Sequence[str] | str | None, ask: Ask) -> int:
+        exchange = self._core.invalidating(texts, ask)
+        try:
+            self._drive(exchange)
+        finally:
+            self._core.forget_near()
+        return exchange.result()
+
+    def _drive(self, exchange: Exchange) -> None:
+        """Send what is due and bring back the answers, until the call is done."""
+        clock, metadata = self._core.clock, self._core.metadata()
+        back: queue.SimpleQueue[int] = queue.SimpleQueue()
+        flying: dict[int, _Pending] = {}
+        try:
+            while True:
+                due = exchange.due(clock())
+                if len(due) == 1 and not flying and exchange.rest_s(clock()) is None:
+                    # The usual call is one request: without a future it is a third faster.
+                    self._call(exchange, due[0], metadata)
+                    continue
+                for transmit in due:
+                    call = flying[transmit.ticket] = self._send(transmit, metadata)
+                    call.add_done_callback(partial(_put, back, transmit.ticket))
+                if exchange.done:
+                    return
+                try:
+                    ticket = back.get(timeout=exchange.rest_s(clock()))
+                except queue.Empty:
+                    continue
+                self._take(exchange, ticket, flying.pop(ticket))
+        finally:
+            for call in flying.values():
+                call.cancel()
+
+    def _call(self, exchange: Exchange, transmit: Transmit, metadata: Metadata) -> None:
+        method = self._method(transmit.request)
+        try:
+            response = method(transmit.request, timeout=transmit.timeout_s, metadata=metadata)
+        except grpc.RpcError as error:
+            ours = error_of(error, target=self._target)
+            exchange.failed(transmit.ticket, ours, self._core.clock())
+        else:
+            exchange.answered(transmit.ticket, response, self._core.clock())
+
+    def _send(self, transmit: Transmit, metadata: Metadata) -> _Pending:
+        method = self._method(transmit.request)
+        return method.future(transmit.request, timeout=transmit.timeout_s, metadata=metadata)
+
+    def _take(self, exchange: Exchange, ticket: int, call: _Pending) -> None:
+        now = self._core.clock()
+        try:
+            error = call.exception()
+        except grpc.FutureCancelledError as cancelled:
+            raise Internal("the client was closed during the call") from cancelled
+        if error is None:
+            exchange.answered(ticket, call.result(), now)
+        elif isinstance(error, grpc.RpcError):
+            exchange.failed(ticket, error_of(error, target=self._target), now)
+        else:
+            raise error
+
+    def _method(self, request: Request) -> _Method:
+        stub = self._connected()
+        if isinstance(request, cache_pb2.EmbedRequest):
+            return cast("_Method", stub.Embed)
+        if isinstance(request, cache_pb2.InfoRequest):
+            return cast("_Method", stub.Info)
+        return cast("_Method", stub.Invalidate)
+
+    def _connected(self) -> cache_pb2_grpc.EmbeddingCacheStub:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self!r} is closed")
+            if self._stub is None:
+                options = channel_options(self._options.tls)
+                self._channel = (
+                    grpc.insecure_channel(self._target, options)
+                    if self._credentials is None
+                    else grpc.secure_channel(self._target, self._credentials, options)
+                )
+                self._stub = cache_pb2_grpc.EmbeddingCacheStub(self._channel)
+            return self._stub
+
+
+def _put(back: queue.SimpleQueue[int], ticket: int, call: object) -> None:
+    del call
+    back.put(ticket)
