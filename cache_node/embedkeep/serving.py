@@ -14,21 +14,34 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Never
 
 import grpc
 import structlog
 import uvloop
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from embedkeep.config import Listen, ServerTls
-from embedkeep.errors import InvalidConfig
+from embedkeep.errors import (
+    REASON_KEY,
+    RETRY_KEY,
+    EmbedKeepError,
+    InvalidConfig,
+    Retryable,
+    code_of,
+)
 from embedkeep.tls import server_credentials
 
 MAX_CONNECTION_AGE_MS: Final = 300_000
 """Clients reconnect after five minutes, so that new servers get their share of old clients."""
+
+STATUS_BY_CODE: Final = {status.value[0]: status for status in grpc.StatusCode}
+
+Context = grpc.aio.ServicerContext[Message, Message]
+"""Of any call."""
 
 log = structlog.stdlib.get_logger()
 
@@ -43,6 +56,8 @@ class Endpoint:
     max_message_bytes: int
     announce_file: Path | None
     drain_s: float
+    max_concurrent_calls: int = 1024
+    """Beyond it calls are refused with RESOURCE_EXHAUSTED before they are read."""
 
 
 class Health:
@@ -78,6 +93,7 @@ async def serving(
     """
     server = grpc.aio.server(
         interceptors=list(interceptors),
+        maximum_concurrent_rpcs=endpoint.max_concurrent_calls,
         options=[
             ("grpc.max_receive_message_length", endpoint.max_message_bytes),
             ("grpc.max_send_message_length", endpoint.max_message_bytes),
@@ -112,6 +128,15 @@ async def serving(
         metrics_server.server_close()
         metrics_thread.join()
         log.info("stopped")
+
+
+async def refuse(context: Context, error: EmbedKeepError) -> Never:
+    """End a call with *error*: its code, its class, and when a retry has a chance."""
+    trailers = [(REASON_KEY, error.reason)]
+    if isinstance(error, Retryable) and error.retry_after_s is not None:
+        trailers.append((RETRY_KEY, str(round(error.retry_after_s * 1000))))
+    await context.abort(STATUS_BY_CODE[code_of(error)], str(error), tuple(trailers))
+    raise AssertionError  # abort raises
 
 
 def run(main: Callable[[asyncio.Event], Coroutine[None, None, None]], *, process: str) -> None:

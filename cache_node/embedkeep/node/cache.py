@@ -1,0 +1,399 @@
+"""The path of a request through the tiers.
+
+L1, then the flights of keys that are already on their way, then Valkey, then the embedder. Each
+input is answered by the first that has it, in its own row, bit for bit as the embedder returned
+it, or with an error of its own. Nothing here knows gRPC.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkeep import views
+from embedkeep.config import NodeConfig
+from embedkeep.errors import (
+    DeadlineExceeded,
+    EmbedderUnavailable,
+    EmbedKeepError,
+    InvalidInput,
+    NotCached,
+    Overloaded,
+)
+from embedkeep.keys import TAG_BYTES, Key
+from embedkeep.node.admission import Admission
+from embedkeep.node.arena import MISSING, Arena, Notes
+from embedkeep.node.embedders import Embedders, Outcome, Work
+from embedkeep.node.flights import Flights, Origin, Trip
+from embedkeep.node.metrics import Metrics, Result
+from embedkeep.node.space import Space
+from embedkeep.node.tenants import Partition, Tenants
+from embedkeep.node.tier import ValkeyTier
+from embedkeep.records import Entry
+from embedkeep.v1 import embedder_pb2
+
+ANSWER_MARGIN_S: Final = 0.01
+"""Left of a deadline to send what is there; a tenth of it where it is short."""
+
+_SLOWEST: Final = (
+    Result.ERROR, Result.EMBEDDER, Result.COALESCED, Result.VALKEY, Result.NOT_CACHED, Result.L1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One batch of one tenant."""
+
+    texts: Sequence[str]
+    prompt: str
+    """Put before each text; resolved, not a name."""
+    view: views.View
+    purpose: embedder_pb2.Purpose.ValueType
+    store: bool = True
+    """Answers may be kept."""
+    fresh: bool = False
+    """Compute anew, whatever is stored."""
+    cached_only: bool = False
+    """Do not compute."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One row for each text; filled while tiers answer, then handed out."""
+
+    space: Space
+    """Which model's vectors these are."""
+    epoch: int
+    """The tenant's when the request was read."""
+    rows: NDArray[np.float32]
+    """Shape (texts, model's dimensions); NaN where there is no vector."""
+    results: list[Result]
+    tokens: list[int]
+    truncated: list[int] = field(default_factory=list)
+    """Indices of texts that the model did not read to their end."""
+    errors: dict[int, EmbedKeepError] = field(default_factory=dict)
+    saved_ns: int = 0
+    spent_ns: int = 0
+
+    @classmethod
+    def empty(cls, count: int, space: Space, epoch: int) -> Self:
+        """No row answered yet; each must be taken or failed."""
+        return cls(
+            space=space,
+            epoch=epoch,
+            rows=np.empty((count, space.dimensions), np.float32),
+            results=[Result.ERROR] * count,
+            tokens=[0] * count,
+        )
+
+    def take(self, index: int, entry: Entry, result: Result) -> None:
+        """Answer one row."""
+        self.rows[index] = entry.vector
+        self._note(index, (entry.tokens, entry.truncated, entry.device_ns), result)
+
+    def take_from(self, arena: Arena, indices: list[int], slots: list[int]) -> None:
+        """Answer rows from L1 in one copy."""
+        self.rows[indices] = arena.vectors(slots)
+        for index, notes in zip(indices, arena.notes(slots), strict=True):
+            self._note(index, notes, Result.L1)
+
+    def fail(self, index: int, error: EmbedKeepError) -> None:
+        """Refuse one row."""
+        self.errors[index] = error
+        self.results[index] = Result.NOT_CACHED if isinstance(error, NotCached) else Result.ERROR
+        self.rows[index] = np.nan
+
+    def _note(self, index: int, notes: Notes, result: Result) -> None:
+        tokens, truncated, device_ns = notes
+        self.results[index] = result
+        self.tokens[index] = tokens
+        if truncated:
+            self.truncated.append(index)
+        if result is Result.EMBEDDER:
+            self.spent_ns += device_ns
+        else:
+            self.saved_ns += device_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A request, and what was true when its keys were made."""
+
+    request: Request
+    tenant: Partition
+    epoch: int
+    space: Space
+
+
+Missing = dict[Key, list[int]]
+"""Keys that no tier has answered yet, each with the rows that wait for it."""
+
+
+class Cache:
+    """One node's tiers as a whole.
+
+    Args:
+        clock_ms: Unix time, ms; epochs are made from it.
+    """
+
+    def __init__(
+        self,
+        *,
+        tenants: Tenants,
+        embedders: Embedders,
+        metrics: Metrics,
+        config: NodeConfig,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._tenants = tenants
+        self._embedders = embedders
+        self._metrics = metrics
+        self._limits = config.limits
+        self._l1_bytes = config.l1_bytes
+        self._clock_ms = clock_ms
+        self._admission = Admission(config.limits.max_pending_inputs)
+        self._flights = Flights("trip")
+        # A caller that wants a fresh vector must not be given one that was on its way before.
+        self._fresh = Flights("fresh trip")
+        self._arena: Arena | None = None
+        self.tier: ValkeyTier | None = None
+        """Set once by the owner, before the first request; None: no Valkey."""
+        self.space: Space | None = None
+        """Which model's vectors are held; None: none was agreed yet."""
+        metrics.pending.set_function(lambda: self._admission.total)
+        metrics.entries.labels("l1").set_function(lambda: len(self._arena or ()))
+        metrics.bytes.labels("l1").set_function(
+            lambda: len(self._arena) * self._arena.slot_bytes if self._arena else 0
+        )
+
+    def adopt(self, space: Space) -> None:
+        """Serve *space* from now on; what L1 held of another is dropped."""
+        self.space = space
+        self._arena = Arena(
+            nbytes=self._l1_bytes,
+            dimensions=space.dimensions,
+            tenants=[partition.tag for partition in self._tenants.partitions],
+        )
+
+    async def close(self) -> None:
+        """End what is on its way."""
+        await self._flights.close()
+        await self._fresh.close()
+
+    async def answer(self, request: Request, tenant: Partition, *, timeout_s: float) -> Answer:
+        """Answer every row with a vector or an error.
+
+        Raises:
+            EmbedderUnavailable: No embedder was ever seen, so there is nothing to serve.
+            EmbedKeepError: Every row failed for the same reason, and not by its own fault.
+        """
+        started = time.perf_counter()
+        space, arena = self._serving()
+        asked = _Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
+        answer = Answer.empty(len(request.texts), space, tenant.epoch)
+        missing = self._look_up(asked, answer, arena)
+        if missing and request.cached_only:
+            await self._read_only(asked, answer, missing)
+        elif missing:
+            left_s = timeout_s - (time.perf_counter() - started)
+            wait_s = left_s - min(ANSWER_MARGIN_S, left_s / 10)
+            await self._fly(asked, answer, missing, wait_s)
+        self._count(answer, time.perf_counter() - started)
+        if len(answer.errors) == len(request.texts):
+            _raise_if_shared(list(answer.errors.values()))
+        return answer
+
+    async def forget(self, texts: Sequence[str], prompt: str, tenant: Partition) -> None:
+        """Forget these texts under this prompt.
+
+        Raises:
+            EmbedderUnavailable: Nothing is served yet.
+            Unavailable: Valkey was not told; this node has forgotten.
+        """
+        space, _ = self._serving()
+        make = tenant.keys(fingerprint=space.fingerprint, prompt=prompt).key
+        keys = {make(text) for text in texts}
+        self._drop(keys)
+        try:
+            if self.tier is not None:
+                await self.tier.delete(list(keys))
+        finally:
+            # A request that came while Valkey was deleting may have read the old entry.
+            self._drop(keys)
+        self._metrics.invalidations.inc()
+
+    def forget_all(self, tenant: Partition) -> None:
+        """Start a new epoch; the owner sees that other nodes hear of it."""
+        tenant.epoch = max(self._clock_ms(), tenant.epoch + 1)
+        self.epoch_moved(tenant)
+        self._metrics.invalidations.inc()
+
+    def epoch_moved(self, tenant: Partition) -> None:
+        """Give back what a partition's past epochs hold here."""
+        if self._arena is not None:
+            self._arena.remove_tenant(tenant.tag)
+        for flights in (self._flights, self._fresh):
+            flights.withdraw(lambda key: key[TAG_BYTES : 2 * TAG_BYTES] == tenant.tag)
+
+    def _serving(self) -> tuple[Space, Arena]:
+        if self.space is None or self._arena is None:
+            raise EmbedderUnavailable(
+                "no embedder was seen yet, so there is nothing to serve", retry_after_s=1.0
+            )
+        return self.space, self._arena
+
+    def _look_up(self, asked: _Asked, answer: Answer, arena: Arena) -> Missing:
+        """Answer what L1 holds; the rest is missing. Does not wait."""
+        request = asked.request
+        make = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt).key
+        indices: list[int] = []
+        keys: list[Key] = []
+        for index, text in enumerate(request.texts):
+            if error := check(text, self._limits.max_input_bytes):
+                answer.fail(index, error)
+            else:
+                indices.append(index)
+                keys.append(make(text))
+        slots = [MISSING] * len(keys) if request.fresh else arena.find(keys, asked.tenant.tag)
+        found = [at for at, slot in enumerate(slots) if slot != MISSING]
+        if found:
+            answer.take_from(arena, [indices[at] for at in found], [slots[at] for at in found])
+        missing: Missing = {}
+        if len(found) < len(keys):
+            for index, key, slot in zip(indices, keys, slots, strict=True):
+                if slot == MISSING:
+                    missing.setdefault(key, []).append(index)
+        return missing
+
+    async def _read_only(self, asked: _Asked, answer: Answer, missing: Missing) -> None:
+        """Answer from Valkey or not at all.
+
+        Nothing is kept in L1: no flight carries these keys, so an invalidation that comes
+        meanwhile could not withdraw them.
+        """
+        entries: list[Entry | None] = [None] * len(missing)
+        if self.tier is not None:
+            entries = await self.tier.read(list(missing), dimensions=asked.space.dimensions)
+        for indices, entry in zip(missing.values(), entries, strict=True):
+            for index in indices:
+                if entry is None:
+                    answer.fail(index, NotCached("not cached, and only_if_cached was asked for"))
+                else:
+                    answer.take(index, entry, Result.VALKEY)
+
+    async def _fly(self, asked: _Asked, answer: Answer, missing: Missing, wait_s: float) -> None:
+        """Answer through flights, this request's or those of others."""
+        texts = asked.request.texts
+        boarding = (self._fresh if asked.request.fresh else self._flights).board(
+            ((key, texts[indices[0]]) for key, indices in missing.items()),
+            store=asked.request.store,
+            carry=partial(self._carry, asked),
+        )
+        try:
+            await boarding.wait(wait_s)
+        finally:
+            boarding.leave()
+        for flight, indices in zip(boarding.flights, missing.values(), strict=True):
+            if flight.entry is None:
+                error = flight.error or DeadlineExceeded("time was up before the answer was there")
+                for index in indices:
+                    answer.fail(index, error)
+                continue
+            repeats = Result.VALKEY if flight.origin is Origin.VALKEY else Result.COALESCED
+            started = flight.origin is Origin.EMBEDDER and boarding.started(flight)
+            answer.take(indices[0], flight.entry, Result.EMBEDDER if started else repeats)
+            for index in indices[1:]:
+                answer.take(index, flight.entry, repeats)
+
+    async def _carry(self, asked: _Asked, trip: Trip) -> None:
+        """Land the flights of one trip: from Valkey, then from an embedder."""
+        flights = trip.flights
+        if self.tier is not None and not asked.request.fresh:
+            keys = [flight.key for flight in flights]
+            entries = await self.tier.read(keys, dimensions=asked.space.dimensions)
+            for flight, entry in zip(flights, entries, strict=True):
+                if entry is not None:
+                    if flight.store:
+                        self._keep(flight.key, entry, asked)
+                    flight.land(entry, Origin.VALKEY)
+            flights = [flight for flight in flights if not flight.landed]
+        if not flights:
+            return
+        outcomes = await self._compute([flight.text for flight in flights], asked)
+        for flight, outcome in zip(flights, outcomes, strict=True):
+            if isinstance(outcome, Entry) and flight.store:
+                kept = self._keep(flight.key, outcome, asked)
+                if kept and self.tier is not None:
+                    self.tier.write(flight.key, outcome)
+            flight.land(outcome, Origin.EMBEDDER)
+
+    async def _compute(self, texts: Sequence[str], asked: _Asked) -> Sequence[Outcome]:
+        """Have *texts* embedded, if there is room to wait for it."""
+        tag = asked.tenant.tag
+        try:
+            self._admission.enter(tag, len(texts))
+        except Overloaded:
+            self._metrics.refused.inc(len(texts))
+            raise
+        try:
+            work = Work(
+                texts=[asked.request.prompt + text for text in texts],
+                purpose=asked.request.purpose,
+                flow=tag,
+            )
+            return await self._embedders.compute(work, asked.space)
+        finally:
+            self._admission.leave(tag, len(texts))
+
+    def _keep(self, key: Key, entry: Entry, asked: _Asked) -> bool:
+        """Keep *entry* in L1, unless tenant or model have moved on; whether they have not."""
+        current = asked.tenant.epoch == asked.epoch and self.space is asked.space
+        if not current or self._arena is None:
+            return False
+        before = self._arena.evictions
+        self._arena.put(key, entry, asked.tenant.tag)
+        self._metrics.evictions.labels("l1").inc(self._arena.evictions - before)
+        return True
+
+    def _drop(self, keys: set[Key]) -> None:
+        for key in keys:
+            if self._arena is not None:
+                self._arena.remove(key)
+        for flights in (self._flights, self._fresh):
+            flights.withdraw(keys.__contains__)
+
+    def _count(self, answer: Answer, seconds: float) -> None:
+        metrics = self._metrics
+        kinds = set(answer.results)
+        for kind in kinds:
+            metrics.lookups[kind].inc(answer.results.count(kind))
+        metrics.latency[next(kind for kind in _SLOWEST if kind in kinds)].observe(seconds)
+        metrics.saved.inc(answer.saved_ns / 1e9)
+
+
+def check(text: str, max_bytes: int) -> InvalidInput | None:
+    """Why *text* cannot be embedded; None: it can."""
+    if not text:
+        return InvalidInput("the input is empty: there is nothing to embed")
+    if "\0" in text:
+        return InvalidInput("the input holds a NUL character: remove it")
+    # 4 bytes a character at most; only texts near the limit are measured.
+    if 4 * len(text) > max_bytes and (size := len(text.encode())) > max_bytes:
+        return InvalidInput(
+            f"the input is {size} bytes of UTF-8; at most {max_bytes} are taken: split it into "
+            "chunks"
+        )
+    return None
+
+
+def _raise_if_shared(errors: Sequence[EmbedKeepError]) -> None:
+    """Fail the call where every row failed alike and none is itself at fault."""
+    first = errors[0]
+    if isinstance(first, InvalidInput | NotCached):
+        return
+    if all(type(error) is type(first) for error in errors):
+        raise first

@@ -1,0 +1,194 @@
+"""One connection to Valkey that carries many commands at once and is never waited for in vain.
+
+Each `pipeline` call writes all its commands in one go and gets one future for all replies. A
+caller whose time is up just goes: its replies are read and thrown away when they come. Nothing
+is ever cancelled on the wire, so replies cannot slip to the wrong caller. If they stop coming
+altogether, the connection is dropped.
+
+RESP2 through hiredis, which parses and packs in C.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import hiredis
+
+from embedkeep.errors import Unavailable
+
+Reply = bytes | int | None | hiredis.HiredisError | list["Reply"]
+"""What RESP2 holds; errors are values, since one command's failure is not the pipeline's."""
+
+Command = tuple[bytes | str | int | float, ...]
+
+CONNECT_TIMEOUT_S: Final = 1.0
+_NOTHING = object()
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Commands written together, and what has come back of them."""
+
+    expected: int
+    nbytes: int
+    written_at: float
+    done: asyncio.Future[list[Reply]]
+    replies: list[Reply] = field(default_factory=list)
+
+
+class Connection(asyncio.Protocol):
+    """A connected, authenticated pipeline.
+
+    Args:
+        on_lost: Called once, when the connection ends for whatever reason.
+        stall_s: Age of the oldest unanswered batch at which the peer counts as gone.
+        max_waiting_bytes: Written and not yet answered; beyond it `pipeline` refuses.
+    """
+
+    def __init__(
+        self, *, on_lost: Callable[[], None], stall_s: float, max_waiting_bytes: int
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._waiting: deque[_Batch] = deque()
+        self._waiting_bytes = 0
+        self._transport: asyncio.Transport | None = None
+        self._on_lost = on_lost
+        self._stall_s = stall_s
+        self._max_waiting_bytes = max_waiting_bytes
+
+    @property
+    def open(self) -> bool:
+        """Commands can be written."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Written and not yet answered."""
+        return self._waiting_bytes
+
+    def pipeline(self, commands: Sequence[Command]) -> asyncio.Future[list[Reply]]:
+        """Write *commands*; the future gets their replies, in order.
+
+        Waiting for the future may be given up at any time. It fails with Unavailable when the
+        connection is lost.
+
+        Raises:
+            Unavailable: Not connected, stalled, or too much is waiting already. Nothing was sent.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise Unavailable("not connected")
+        now = self._loop.time()
+        if self._waiting and now - self._waiting[0].written_at > self._stall_s:
+            self._transport.abort()
+            raise Unavailable(f"no reply for {self._stall_s:g} s")
+        data = b"".join(
+            [
+                hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
+                for command in commands
+            ]
+        )
+        if self._waiting_bytes + len(data) > self._max_waiting_bytes:
+            raise Unavailable("too much is waiting to be written")
+        batch = _Batch(len(commands), len(data), now, self._loop.create_future())
+        # A caller that left does not hear of a lost connection: that is no unheard error.
+        batch.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._waiting.append(batch)
+        self._waiting_bytes += len(data)
+        self._transport.write(data)
+        return batch.done
+
+    def close(self) -> None:
+        """Drop the connection; what is waiting fails."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each reply to the batch it answers."""
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not _NOTHING:
+                batch = self._waiting[0]
+                batch.replies.append(cast("Reply", reply))
+                if len(batch.replies) == batch.expected:
+                    self._waiting.popleft()
+                    self._waiting_bytes -= batch.nbytes
+                    if not batch.done.done():
+                        batch.done.set_result(batch.replies)
+        except (hiredis.ProtocolError, IndexError):
+            # Whatever is at the other end, it does not answer what was asked.
+            self.close()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Fail what is waiting."""
+        self._transport = None
+        self._waiting_bytes = 0
+        while self._waiting:
+            done = self._waiting.popleft().done
+            if not done.done():
+                done.set_exception(Unavailable("the connection to Valkey was lost"))
+        self._on_lost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where Valkey is and what it wants to see."""
+
+    host: str
+    port: int
+    username: str | None
+    password: str | None
+    tls: ssl.SSLContext | None
+    server_name: str | None
+
+    def __repr__(self) -> str:
+        """Without the password."""
+        return f"{self.host}:{self.port}"
+
+
+async def connect(
+    address: Address, *, on_lost: Callable[[], None], stall_s: float, max_waiting_bytes: int
+) -> Connection:
+    """Connect and authenticate, within a second.
+
+    Raises:
+        Unavailable: No connection, or the password is refused.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, connection = await loop.create_connection(
+                lambda: Connection(
+                    on_lost=on_lost, stall_s=stall_s, max_waiting_bytes=max_waiting_bytes
+                ),
+                address.host,
+                address.port,
+                ssl=address.tls,
+                server_hostname=(address.server_name or address.host) if address.tls else None,
+            )
+            if address.password is not None:
+                await _authenticate(connection, address)
+    except (OSError, TimeoutError) as error:
+        raise Unavailable(f"{address}: {str(error) or 'no answer'}") from error
+    return connection
+
+
+async def _authenticate(connection: Connection, address: Address) -> None:
+    user = (address.username,) if address.username else ()
+    try:
+        (reply,) = await connection.pipeline([("AUTH", *user, address.password or "")])
+    except BaseException:
+        connection.close()
+        raise
+    if isinstance(reply, hiredis.HiredisError):
+        connection.close()
+        raise Unavailable(f"{address}: refuses the password: {reply}")

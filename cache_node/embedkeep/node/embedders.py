@@ -1,0 +1,241 @@
+"""The way to the embedders: one balanced channel, and the rule whose vectors may be taken."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkeep import tls
+from embedkeep.config import EmbedderTarget
+from embedkeep.errors import (
+    REASON_KEY,
+    RETRY_KEY,
+    EmbedderUnavailable,
+    EmbedKeepError,
+    InvalidResponse,
+    ModelDrift,
+    Unavailable,
+    from_wire,
+)
+from embedkeep.node.space import Space, drift, from_description
+from embedkeep.records import Entry
+from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
+
+MESSAGE_BYTES = 64 << 20
+MAX_INSTANCES = 256
+"""Compared embedder processes remembered; beyond it the oldest is compared again."""
+DESCRIBE_TRIES = 5
+"""Calls are balanced, so asking for one process may reach another."""
+DESCRIBE_TIMEOUT_S = 5.0
+
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.lb_policy_name", "round_robin"),
+    # A restarted embedder is found again within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A paused or unplugged peer is noticed while calls wait for it.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+Outcome = Entry | EmbedKeepError
+"""What became of one input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Inputs of one tenant for the model."""
+
+    texts: Sequence[str]
+    """Prompts resolved: exactly what the model reads."""
+    purpose: embedder_pb2.Purpose.ValueType
+    flow: bytes
+
+
+class Embedders:
+    """The embedders of this cache, as one.
+
+    Args:
+        target: Where they are.
+        on_drift: Told why an embedder is refused, and None when one was found the same.
+    """
+
+    def __init__(self, target: EmbedderTarget, *, on_drift: Callable[[str | None], None]) -> None:
+        self._timeout_s = target.timeout_s
+        self._on_drift = on_drift
+        options = [*_OPTIONS, *tls.channel_options(target.tls)]
+        if target.tls is None:
+            self._channel = grpc.aio.insecure_channel(target.address, options)
+        else:
+            self._channel = grpc.aio.secure_channel(
+                target.address, tls.channel_credentials(target.tls), options
+            )
+        self._stub: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(
+            self._channel
+        )
+        self._compared: dict[bytes, Space] = {}
+        self._comparing = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    async def describe(self) -> Space:
+        """The space of whichever embedder answers.
+
+        Raises:
+            EmbedderUnavailable: None answers.
+            InvalidResponse: One answers nonsense.
+        """
+        return from_description(await self._describe())
+
+    async def compute(self, work: Work, space: Space) -> list[Outcome]:
+        """Embed; one outcome for each text, in order.
+
+        A call that finds no embedder is tried once more, since another one may take it. It runs
+        for the target's timeout at most, whoever waits.
+
+        Raises:
+            EmbedderUnavailable: None answered.
+            Overloaded: The embedder's queue is full.
+            ModelDrift: What answers does not compute *space*.
+            InvalidResponse: The answer does not fit the question.
+        """
+        request = embedder_pb2.ComputeRequest(
+            inputs=work.texts,
+            purpose=work.purpose,
+            flow=work.flow,
+            fingerprint=space.fingerprint,
+        )
+        try:
+            response = await self._embed(request)
+        except ModelDrift as error:
+            self._on_drift(str(error))
+            raise
+        await self._compare(response.instance, space)
+        return outcomes(response, expected=len(work.texts), space=space)
+
+    async def _embed(self, request: embedder_pb2.ComputeRequest) -> embedder_pb2.ComputeResponse:
+        try:
+            return await self._stub.Embed(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise _ours(error) from error
+        try:
+            return await self._stub.Embed(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _ours(error) from error
+
+    async def _describe(self) -> embedder_pb2.DescribeResponse:
+        try:
+            return await self._stub.Describe(
+                embedder_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _ours(error) from error
+
+    async def _compare(self, instance: bytes, space: Space) -> None:
+        """See that the process *instance* computes *space*, once for each process.
+
+        Raises:
+            ModelDrift: It does not.
+            EmbedderUnavailable: It does not answer any more.
+        """
+        if self._compared.get(instance) == space:
+            return
+        async with self._comparing:
+            for _ in range(DESCRIBE_TRIES):
+                if self._compared.get(instance) == space:
+                    return
+                described = await self._describe()
+                if why := drift(space, from_description(described)):
+                    self._on_drift(why)
+                    if described.instance == instance:
+                        raise ModelDrift(why)
+                    continue
+                self._on_drift(None)
+                self._compared[described.instance] = space
+                while len(self._compared) > MAX_INSTANCES:
+                    del self._compared[next(iter(self._compared))]
+            if self._compared.get(instance) != space:
+                raise EmbedderUnavailable("the embedder went away before it could be compared")
+
+
+def outcomes(
+    response: embedder_pb2.ComputeResponse, *, expected: int, space: Space
+) -> list[Outcome]:
+    """Read an embedder's answer, trusting nothing.
+
+    Raises:
+        InvalidResponse: Lengths or dimensions do not fit.
+    """
+    shape = (expected, space.dimensions)
+    if (
+        len(response.vectors) != 4 * shape[0] * shape[1]
+        or len(response.tokens) != expected
+        or len(response.device_ns) != expected
+    ):
+        raise InvalidResponse(
+            f"the embedder answered {len(response.vectors)} bytes, {len(response.tokens)} token "
+            f"counts and {len(response.device_ns)} times for {expected} inputs of "
+            f"{space.dimensions} dimensions"
+        )
+    rows: NDArray[np.float32] = np.frombuffer(response.vectors, "<f4").reshape(shape)
+    finite = np.isfinite(rows.sum(axis=1, dtype=np.float64))
+    cut = frozenset(response.truncated)
+    failed = {error.index: error for error in response.errors}
+    found: list[Outcome] = []
+    for index, row in enumerate(rows):
+        if error := failed.get(index):
+            found.append(from_wire(error.code, error.reason, error.message))
+        elif not finite[index]:
+            found.append(InvalidResponse("the model returned NaN or infinity for this input"))
+        else:
+            found.append(
+                Entry(
+                    vector=row,
+                    tokens=response.tokens[index],
+                    truncated=index in cut,
+                    device_ns=response.device_ns[index],
+                )
+            )
+    return found
+
+
+def _ours(error: grpc.aio.AioRpcError) -> EmbedKeepError:
+    """A failed call to the embedder, as one of our errors."""
+    trailers = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416 - no dict
+    message = error.details() or error.code().name
+    pushback = trailers.get(RETRY_KEY)
+    retry_after_s = int(pushback) / 1000 if pushback and str(pushback).isdecimal() else None
+    known = from_wire(
+        int(error.code().value[0]),
+        str(trailers.get(REASON_KEY, "")),
+        message,
+        retry_after_s=retry_after_s,
+    )
+    gone = (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+    )
+    if isinstance(known, Unavailable) or error.code() in gone:
+        return EmbedderUnavailable(f"no embedder answers: {message}", retry_after_s=retry_after_s)
+    return known

@@ -1,0 +1,101 @@
+"""The node's process: puts the parts together, runs what must run beside requests, and drains."""
+
+import asyncio
+import time
+
+import grpc
+
+from embedkeep.config import NodeConfig
+from embedkeep.node.agreement import Agreement
+from embedkeep.node.cache import Cache
+from embedkeep.node.embedders import Embedders
+from embedkeep.node.metrics import Metrics
+from embedkeep.node.service import CacheService
+from embedkeep.node.space import agreement_key
+from embedkeep.node.tenants import open_tenants
+from embedkeep.node.tier import ValkeyTier
+from embedkeep.serving import Endpoint, Health, run, serving
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+
+SERVICE = cache_pb2.DESCRIPTOR.services_by_name["EmbeddingCache"].full_name
+
+
+def main(config: NodeConfig) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        InvalidConfig: A file, port or certificate that *config* names cannot be used.
+    """
+    run(lambda stop: serve(config, stop), process="node")
+
+
+async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
+    """Serve until *stop* is set, then drain. Health says SERVING once there is a space to serve."""
+    metrics = Metrics()
+    tenants = open_tenants(config)
+
+    def noted(why: str | None) -> None:
+        agreement.note_drift(why)
+        metrics.drift.set(why is not None)
+
+    async with Embedders(config.embedder, on_drift=noted) as embedders:
+        cache = Cache(
+            tenants=tenants,
+            embedders=embedders,
+            metrics=metrics,
+            config=config,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        agreement = Agreement(
+            key=agreement_key(config),
+            tenants=tenants,
+            on_space=cache.adopt,
+            on_epoch=cache.epoch_moved,
+        )
+        if config.valkey is not None:
+            cache.tier = ValkeyTier(
+                config.valkey, shared=agreement, metrics=metrics, poll_s=config.epoch_poll_s
+            )
+
+        service = CacheService(config=config, cache=cache, agreement=agreement, tenants=tenants)
+        health = Health([SERVICE])
+
+        def register(server: grpc.aio.Server) -> None:
+            cache_pb2_grpc.add_EmbeddingCacheServicer_to_server(service, server)
+
+        endpoint = Endpoint(
+            grpc=config.grpc,
+            metrics=config.metrics,
+            tls=config.tls,
+            max_message_bytes=config.limits.max_message_bytes,
+            max_concurrent_calls=config.limits.max_concurrent_calls,
+            announce_file=config.announce_file,
+            drain_s=config.drain_s,
+        )
+        async with asyncio.TaskGroup() as beside:
+            tasks = [
+                beside.create_task(
+                    agreement.follow_embedder(embedders, cache.tier), name="embedder"
+                ),
+                beside.create_task(tenants.follow(poll_s=config.epoch_poll_s), name="api keys"),
+            ]
+            if cache.tier is not None:
+                tasks.append(beside.create_task(cache.tier.run(), name="valkey"))
+            try:
+                async with serving(
+                    endpoint, register=register, health=health, registry=metrics.registry
+                ):
+                    ready = beside.create_task(_ready(agreement, health), name="ready")
+                    tasks.append(ready)
+                    await stop.wait()
+                    ready.cancel()
+                    service.drain()
+            finally:
+                await cache.close()
+                for task in tasks:
+                    task.cancel()
+
+
+async def _ready(agreement: Agreement, health: Health) -> None:
+    await agreement.adopted.wait()
+    await health.set(serving=True)

@@ -1,0 +1,97 @@
+"""What a node counts, on /metrics. No tenant's name and no text is ever a label."""
+
+from enum import StrEnum
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
+)  # fmt: skip
+
+
+class Result(StrEnum):
+    """How one input was answered."""
+
+    L1 = "l1"
+    VALKEY = "valkey"
+    EMBEDDER = "embedder"
+    COALESCED = "coalesced"
+    NOT_CACHED = "not_cached"
+    """only_if_cached, and there was no entry."""
+    ERROR = "error"
+
+
+class Metrics:
+    """One node's metrics in one registry."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        lookups = Counter(
+            "embedkeep_lookups", "Inputs looked up, by how they were answered.", ["result"],
+            registry=registry,
+        )  # fmt: skip
+        latency = Histogram(
+            "embedkeep_request_seconds",
+            "Time to answer an Embed request, by the slowest tier that it needed.",
+            ["result"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        # Children are looked up once: labels() on each input would cost more than the lookup.
+        self.lookups = {result: lookups.labels(result) for result in Result}
+        self.latency = {result: latency.labels(result) for result in Result}
+        self.saved = Counter(
+            "embedkeep_saved_device_seconds",
+            "Device time that the answers from a cache had cost when they were computed.",
+            registry=registry,
+        )
+        self.entries = Gauge("embedkeep_entries", "Entries held.", ["tier"], registry=registry)
+        self.bytes = Gauge("embedkeep_bytes", "Memory used.", ["tier"], registry=registry)
+        self.evictions = Counter(
+            "embedkeep_evictions", "Entries dropped for room.", ["tier"], registry=registry
+        )
+        self.pending = Gauge(
+            "embedkeep_pending_inputs", "Inputs waiting for an embedder.", registry=registry
+        )
+        self.refused = Counter(
+            "embedkeep_refused", "Inputs refused because too many were waiting.", registry=registry
+        )
+        self.breaker_open = Gauge(
+            "embedkeep_breaker_open", "1 while a tier is left alone.", ["tier"], registry=registry
+        )
+        self.corrupt = Counter(
+            "embedkeep_corrupt_records",
+            "Records whose bytes did not fit their key, header or checksum.",
+            registry=registry,
+        )
+        self.valkey_seconds = Histogram(
+            "embedkeep_valkey_read_seconds",
+            "Time for one batch of reads from Valkey.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.valkey_failures = Counter(
+            "embedkeep_valkey_failures",
+            "Operations on Valkey that did not succeed.",
+            ["kind"],
+            registry=registry,
+        )
+        self.invalidations = Counter(
+            "embedkeep_invalidations", "Invalidate calls carried out.", registry=registry
+        )
+        self.drift = Gauge(
+            "embedkeep_model_drift",
+            "1 while an embedder is refused because it computes something else.",
+            registry=registry,
+        )
+        Gauge(
+            "embedkeep_build_info", "1; the version is a label.", ["version"], registry=registry
+        ).labels(version("embedkeep")).set(1)
+        for tier in ("l1", "valkey"):
+            self.entries.labels(tier).set(0)
+            self.bytes.labels(tier).set(0)
+            self.evictions.labels(tier)
+        self.breaker_open.labels("valkey").set(0)
+        for kind in ("timeout", "lost", "error", "write_dropped"):
+            self.valkey_failures.labels(kind)

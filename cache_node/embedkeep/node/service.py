@@ -1,0 +1,343 @@
+"""The wire: embedkeep.v1.EmbeddingCache in terms of `cache`, and errors in terms of gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Final
+
+from embedkeep import views
+from embedkeep.config import NodeConfig
+from embedkeep.errors import (
+    DeadlineExceeded,
+    EmbedKeepError,
+    InvalidRequest,
+    Retryable,
+    UnknownModel,
+    code_of,
+)
+from embedkeep.node.agreement import Agreement
+from embedkeep.node.cache import Answer, Cache, Request, check
+from embedkeep.node.metrics import Result
+from embedkeep.node.tenants import Partition, Tenants
+from embedkeep.serving import Context, refuse
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc, embedder_pb2
+
+ROW_BYTES: Final = 288
+"""Of a row in an answer beside its vector: source, status, tokens, and an error of full length."""
+MESSAGE_CHARS: Final = 200
+"""Longest message of one row's error. A call's own error is never cut."""
+
+_SOURCES: Final = {
+    Result.L1: cache_pb2.SOURCE_L1,
+    Result.VALKEY: cache_pb2.SOURCE_VALKEY,
+    Result.EMBEDDER: cache_pb2.SOURCE_EMBEDDER,
+    Result.COALESCED: cache_pb2.SOURCE_COALESCED,
+    Result.NOT_CACHED: cache_pb2.SOURCE_UNSPECIFIED,
+    Result.ERROR: cache_pb2.SOURCE_UNSPECIFIED,
+}
+_PURPOSES: Final = {
+    cache_pb2.PRIORITY_UNSPECIFIED: embedder_pb2.PURPOSE_DEMAND,
+    cache_pb2.PRIORITY_INTERACTIVE: embedder_pb2.PURPOSE_DEMAND,
+    cache_pb2.PRIORITY_BULK: embedder_pb2.PURPOSE_BULK,
+    cache_pb2.PRIORITY_BACKGROUND: embedder_pb2.PURPOSE_WARM,
+}
+_ENCODINGS: Final = {
+    cache_pb2.ENCODING_UNSPECIFIED: views.Encoding.FLOAT32,
+    cache_pb2.ENCODING_FLOAT32: views.Encoding.FLOAT32,
+    cache_pb2.ENCODING_FLOAT16: views.Encoding.FLOAT16,
+}
+_WIRE_ENCODINGS: Final = {
+    views.Encoding.FLOAT32: cache_pb2.ENCODING_FLOAT32,
+    views.Encoding.FLOAT16: cache_pb2.ENCODING_FLOAT16,
+}
+
+
+class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
+    """Serves one cache.
+
+    Args:
+        config: Names, prompts and limits.
+        cache: Answers.
+        agreement: What is served; told of invalidations.
+        tenants: Who may call.
+    """
+
+    def __init__(
+        self, *, config: NodeConfig, cache: Cache, agreement: Agreement, tenants: Tenants
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._agreement = agreement
+        self._tenants = tenants
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Read no further from streams; what they have asked is still answered."""
+        self._draining.set()
+
+    async def Embed(  # noqa: N802 - the wire's name
+        self, request: cache_pb2.EmbedRequest, context: Context
+    ) -> cache_pb2.EmbedResponse:
+        """See the .proto file."""
+        try:
+            return await self._embed(request, context, context.time_remaining())
+        except EmbedKeepError as error:
+            await refuse(context, error)
+
+    async def EmbedStream(  # type: ignore[override]  # noqa: N802 - gRPC also takes a coroutine that writes
+        self, request_iterator: AsyncIterator[cache_pb2.EmbedStreamRequest], context: Context
+    ) -> None:
+        """See the .proto file."""
+        slots = asyncio.Semaphore(self._config.limits.max_stream_requests)
+        writing = asyncio.Lock()
+
+        async def answer(message: cache_pb2.EmbedStreamRequest) -> None:
+            try:
+                response = await self._in_band(message, context)
+                async with writing:
+                    await context.write(response)
+            finally:
+                slots.release()
+
+        async with asyncio.TaskGroup() as answers:
+            async for message in self._until_draining(request_iterator):
+                await slots.acquire()
+                answers.create_task(answer(message), name=f"stream request {message.id}")
+
+    async def Invalidate(  # noqa: N802 - the wire's name
+        self, request: cache_pb2.InvalidateRequest, context: Context
+    ) -> cache_pb2.InvalidateResponse:
+        """See the .proto file."""
+        try:
+            tenant = self._tenants.authenticate(context.invocation_metadata() or ())
+            await self._invalidate(request, tenant)
+            return cache_pb2.InvalidateResponse(epoch=tenant.epoch)
+        except EmbedKeepError as error:
+            await refuse(context, error)
+
+    async def Info(  # noqa: N802 - the wire's name
+        self, _request: cache_pb2.InfoRequest, context: Context
+    ) -> cache_pb2.InfoResponse:
+        """See the .proto file."""
+        try:
+            tenant = self._tenants.authenticate(context.invocation_metadata() or ())
+        except EmbedKeepError as error:
+            await refuse(context, error)
+        config, space = self._config, self._cache.space
+        return cache_pb2.InfoResponse(
+            version=version("embedkeep"),
+            model=config.model.name,
+            aliases=[config.name, *(f"{config.name}:{prompt}" for prompt in config.model.prompts)],
+            prompts=list(config.model.prompts),
+            fingerprint=space.fingerprint if space else "",
+            dimensions=space.dimensions if space else 0,
+            max_tokens=space.max_tokens if space else 0,
+            epoch=tenant.epoch,
+            max_inputs=self._max_inputs(),
+            max_input_bytes=config.limits.max_input_bytes,
+            max_message_bytes=config.limits.max_message_bytes,
+            tiers=self._tiers(),
+        )
+
+    def _tiers(self) -> list[cache_pb2.Tier]:
+        tier, embedder = self._cache.tier, self._agreement.embedder_problem
+        tiers = [cache_pb2.Tier(name="l1", serving=self._config.l1_bytes > 0)]
+        if tier is not None:
+            tiers.append(
+                cache_pb2.Tier(name="valkey", serving=tier.open, message=tier.problem or "")
+            )
+        tiers.append(
+            cache_pb2.Tier(name="embedder", serving=embedder is None, message=embedder or "")
+        )
+        return tiers
+
+    def _max_inputs(self) -> int:
+        """Inputs a request, so that any answer fits a message."""
+        limits, space = self._config.limits, self._cache.space
+        row = ROW_BYTES + 4 * (space.dimensions if space else 0)
+        return max(1, min(limits.max_inputs, (limits.max_message_bytes - 4096) // row))
+
+    async def _embed(
+        self, request: cache_pb2.EmbedRequest, context: Context, timeout_s: float | None
+    ) -> cache_pb2.EmbedResponse:
+        tenant = self._tenants.authenticate(context.invocation_metadata() or ())
+        if timeout_s is None:
+            timeout_s = self._config.limits.default_timeout_s
+        if timeout_s <= 0:
+            raise DeadlineExceeded("time was up before the request was read")
+        asked = self._parse(request)
+        answer = await self._cache.answer(asked, tenant, timeout_s=timeout_s)
+        return render(answer, asked.view)
+
+    async def _in_band(
+        self, message: cache_pb2.EmbedStreamRequest, context: Context
+    ) -> cache_pb2.EmbedStreamResponse:
+        timeout_s = message.timeout_ms / 1000 if message.timeout_ms else None
+        try:
+            response = await self._embed(message.request, context, timeout_s)
+        except EmbedKeepError as error:
+            after_s = error.retry_after_s if isinstance(error, Retryable) else None
+            return cache_pb2.EmbedStreamResponse(
+                id=message.id,
+                error=cache_pb2.StreamError(
+                    code=code_of(error),
+                    reason=error.reason,
+                    message=str(error),
+                    retry_after_ms=round((after_s or 0) * 1000),
+                ),
+            )
+        return cache_pb2.EmbedStreamResponse(id=message.id, response=response)
+
+    async def _until_draining(
+        self, messages: AsyncIterator[cache_pb2.EmbedStreamRequest]
+    ) -> AsyncIterator[cache_pb2.EmbedStreamRequest]:
+        draining = asyncio.create_task(self._draining.wait(), name="stream drain")
+        read: asyncio.Future[cache_pb2.EmbedStreamRequest] | None = None
+        try:
+            while True:
+                read = asyncio.ensure_future(anext(messages))
+                await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if not read.done():
+                    return
+                try:
+                    yield read.result()
+                except StopAsyncIteration:
+                    return
+        finally:
+            draining.cancel()
+            if read is not None:
+                read.cancel()
+
+    async def _invalidate(self, request: cache_pb2.InvalidateRequest, tenant: Partition) -> None:
+        prompt = self._prompt(request.model, request.inputs.prompt)
+        tier = self._cache.tier
+        match request.WhichOneof("scope"):
+            case "inputs":
+                texts = list(request.inputs.inputs)
+                self._check_count(len(texts))
+                for index, text in enumerate(texts):
+                    if error := check(text, self._config.limits.max_input_bytes):
+                        raise InvalidRequest(f"inputs[{index}]: {error}")
+                await self._cache.forget(texts, prompt, tenant)
+            case "everything" if request.everything:
+                self._cache.forget_all(tenant)
+                if tier is not None:
+                    await tier.share()
+            case _:
+                raise InvalidRequest("scope: give inputs, or everything: true")
+
+    def _parse(self, request: cache_pb2.EmbedRequest) -> Request:
+        """The request in our terms.
+
+        Raises:
+            InvalidRequest: A field is wrong; names it.
+        """
+        self._check_count(len(request.inputs))
+        control = request.cache_control
+        if control.no_cache and control.only_if_cached:
+            raise InvalidRequest(
+                "cache_control: no_cache and only_if_cached exclude each other; give at most one"
+            )
+        if request.priority not in _PURPOSES:
+            raise InvalidRequest(f"priority: {request.priority} is none; 0 to {max(_PURPOSES)} are")
+        if request.view.encoding not in _ENCODINGS:
+            raise InvalidRequest(
+                f"view.encoding: {request.view.encoding} is none; 0 to {max(_ENCODINGS)} are"
+            )
+        view = views.View(
+            dimensions=request.view.dimensions,
+            normalize=request.view.normalize if request.view.HasField("normalize") else None,
+            encoding=_ENCODINGS[request.view.encoding],
+        )
+        if (space := self._cache.space) is not None:
+            views.resolve(
+                view, model_dimensions=space.dimensions, model_normalizes=space.normalized
+            )
+        return Request(
+            texts=request.inputs,
+            prompt=self._prompt(request.model, request.prompt),
+            view=view,
+            purpose=_PURPOSES[request.priority],
+            store=not control.no_store,
+            fresh=control.no_cache,
+            cached_only=control.only_if_cached,
+        )
+
+    def _check_count(self, count: int) -> None:
+        most = self._max_inputs()
+        if count == 0:
+            raise InvalidRequest("inputs: none were given; give at least one")
+        if count > most:
+            raise InvalidRequest(
+                f"inputs: {count} were given; at most {most} fit a request: split them, "
+                "as embedkeep's own clients do"
+            )
+
+    def _prompt(self, model: str, name: str) -> str:
+        """The prompt that a request asks for, by its name or by the model's alias.
+
+        Raises:
+            UnknownModel: No such model here.
+            InvalidRequest: No such prompt, or two different ones.
+        """
+        config = self._config
+        served, alias = _split(model, (config.name, config.model.name))
+        if not served:
+            raise UnknownModel(
+                f"model: {model!r} is not served here; this cache has {config.name!r} "
+                f"({config.model.name})"
+            )
+        if alias and name and alias != name:
+            raise InvalidRequest(f"prompt: {name!r}, but model names {alias!r}; give one of them")
+        if not (wanted := alias or name):
+            return ""
+        if wanted not in config.model.prompts:
+            known = ", ".join(map(repr, config.model.prompts)) or "none"
+            raise InvalidRequest(f"prompt: {wanted!r} is unknown; this cache has {known}")
+        return config.model.prompts[wanted]
+
+
+def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
+    """*answer* for the wire, as *view*.
+
+    Raises:
+        InvalidRequest: More dimensions than the model has.
+    """
+    space = answer.space
+    view = views.resolve(view, model_dimensions=space.dimensions, model_normalizes=space.normalized)
+    statuses = [0] * len(answer.results)
+    errors = []
+    for index, error in sorted(answer.errors.items()):
+        statuses[index] = code_of(error)
+        errors.append(
+            cache_pb2.InputError(
+                index=index,
+                code=statuses[index],
+                reason=error.reason,
+                message=str(error)[:MESSAGE_CHARS],
+            )
+        )
+    return cache_pb2.EmbedResponse(
+        vectors=views.apply(view, answer.rows),
+        dimensions=view.dimensions,
+        encoding=_WIRE_ENCODINGS[view.encoding],
+        sources=[_SOURCES[result] for result in answer.results],
+        statuses=statuses,
+        tokens=answer.tokens,
+        truncated=sorted(answer.truncated),
+        errors=errors,
+        fingerprint=space.fingerprint,
+        epoch=answer.epoch,
+        saved_device_seconds=answer.saved_ns / 1e9,
+        spent_device_seconds=answer.spent_ns / 1e9,
+    )
+
+
+def _split(model: str, names: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether *model* is one of *names*, and the prompt in it where it is ``name:prompt``."""
+    if not model or model in names:
+        return True, ""
+    for name in names:
+        if model.startswith(f"{name}:"):
+            return True, model[len(name) + 1 :]
+    return False, ""

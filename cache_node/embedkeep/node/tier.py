@@ -1,0 +1,304 @@
+"""Valkey as a tier: a failed read is a miss, a write that cannot wait is dropped.
+
+The tier opens only after the shared state was read: with a missed invalidation it would answer
+from entries that a tenant has withdrawn. It shuts on failure, and each reopening reads again.
+Reads and writes have a connection each, so that a burst of writes does not delay a read.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import hiredis
+import structlog
+
+from embedkeep.config import ValkeyTarget
+from embedkeep.errors import InvalidConfig, Unavailable
+from embedkeep.keys import Key
+from embedkeep.node.breaker import Breaker
+from embedkeep.node.connection import Address, Command, Connection, Reply, connect
+from embedkeep.node.metrics import Metrics
+from embedkeep.records import CorruptRecord, Entry, decode, encode
+
+STALL_S: Final = 1.0
+"""Without any reply for so long, a connection is dropped."""
+SYNC_TIMEOUT_S: Final = 2.0
+READ_QUEUE_BYTES: Final = 16 << 20
+
+log = structlog.stdlib.get_logger()
+
+Run = Callable[[Sequence[Command]], Awaitable[list[Reply]]]
+"""Runs commands in order and gives their replies, or raises Unavailable."""
+
+
+class Shared(Protocol):
+    """State that a cache's nodes share through Valkey."""
+
+    async def sync(self, run: Run) -> None:
+        """Merge what Valkey holds with what this node knows, both ways."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Links:
+    reads: Connection
+    writes: Connection
+
+    def close(self) -> None:
+        self.reads.close()
+        self.writes.close()
+
+
+class ValkeyTier:
+    """One Valkey. `run` must run beside it; until its first sync the tier is shut.
+
+    Args:
+        target: Where, and with which limits.
+        shared: Synced before the tier opens and every *poll_s* after.
+        metrics: Where failures are counted.
+        poll_s: Between syncs, seconds.
+    """
+
+    def __init__(
+        self, target: ValkeyTarget, *, shared: Shared, metrics: Metrics, poll_s: float
+    ) -> None:
+        self._target = target
+        self._shared = shared
+        self._metrics = metrics
+        self._poll_s = poll_s
+        self._breaker = Breaker(pause_s=target.breaker_open_s)
+        self._links: _Links | None = None
+        self._wake = asyncio.Event()
+        self._evicted = 0
+        self.tried = asyncio.Event()
+        """Set once the first attempt to sync has ended, well or not."""
+        self.problem: str | None = "not connected yet"
+        """Why the tier is shut; None while it is open."""
+
+    @property
+    def open(self) -> bool:
+        """Entries are read and written."""
+        return self._breaker.closed
+
+    async def run(self) -> None:
+        """Keep the tier connected and in sync until cancelled."""
+        try:
+            while True:
+                await self._attempt()
+                self.tried.set()
+                await self._pause()
+        finally:
+            self._drop()
+
+    def resync(self) -> None:
+        """Sync now, unless the breaker wants a pause."""
+        self._wake.set()
+
+    async def read(self, keys: Sequence[Key], *, dimensions: int) -> list[Entry | None]:
+        """Entries in the order of *keys*; None: not there, not readable, or not in time."""
+        links = self._links
+        if not self.open or links is None:
+            return [None] * len(keys)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._target.read_timeout_s):
+                replies = await asyncio.shield(links.reads.pipeline([("GET", key) for key in keys]))
+        except TimeoutError:
+            self._fail("timeout", self._breaker.timeout(time.monotonic()), "reads time out")
+            return [None] * len(keys)
+        except Unavailable as error:
+            self._fail("lost", self._breaker.open(time.monotonic()), str(error))
+            return [None] * len(keys)
+        self._breaker = self._breaker.success() if self._breaker.closed else self._breaker
+        self._metrics.valkey_seconds.observe(time.perf_counter() - started)
+        return [
+            self._entry(key, reply, dimensions) for key, reply in zip(keys, replies, strict=True)
+        ]
+
+    def write(self, key: Key, entry: Entry) -> None:
+        """Store soon. Dropped and counted where Valkey is shut or too far behind."""
+        links = self._links
+        if not self.open or links is None:
+            return
+        ttl = () if self._target.ttl_s is None else ("EX", self._target.ttl_s)
+        try:
+            done = links.writes.pipeline([("SET", key, encode(key, entry), *ttl)])
+        except Unavailable:
+            self._metrics.valkey_failures.labels("write_dropped").inc()
+            return
+        done.add_done_callback(self._written)
+
+    async def delete(self, keys: Sequence[Key]) -> None:
+        """Delete *keys*, after all writes before it.
+
+        Raises:
+            Unavailable: Not known to be done.
+        """
+        replies = await self._run([("DEL", *keys)])
+        if isinstance(reply := replies[0], hiredis.HiredisError):
+            raise Unavailable(f"Valkey did not delete: {reply}")
+
+    async def share(self) -> None:
+        """Sync now, and see it done.
+
+        Raises:
+            Unavailable: Valkey could not be reached; it is told as soon as it can be.
+        """
+        try:
+            await self._shared.sync(self._run)
+        except Unavailable as error:
+            self.resync()
+            raise Unavailable(
+                f"done on this node; Valkey and the other nodes follow when it is back: {error}",
+                retry_after_s=1.0,
+            ) from error
+
+    async def _run(self, commands: Sequence[Command]) -> list[Reply]:
+        if (links := self._links) is None:
+            raise Unavailable(f"Valkey is not connected: {self.problem}")
+        try:
+            async with asyncio.timeout(SYNC_TIMEOUT_S):
+                return await asyncio.shield(links.writes.pipeline(commands))
+        except TimeoutError as error:
+            raise Unavailable(f"Valkey did not answer within {SYNC_TIMEOUT_S:g} s") from error
+
+    async def _attempt(self) -> None:
+        """Connect where needed, sync, and open or shut accordingly."""
+        try:
+            if self._links is None:
+                self._links = await self._connect()
+            await self._shared.sync(self._run)
+            await self._measure()
+        except Unavailable as error:
+            self._fail("lost", self._breaker.open(time.monotonic()), str(error))
+            return
+        if not self.open:
+            log.info("valkey tier open", valkey=f"{self._target.host}:{self._target.port}")
+        self._breaker = self._breaker.close() if not self.open else self._breaker
+        self.problem = None
+        self._metrics.breaker_open.labels("valkey").set(0)
+
+    async def _pause(self) -> None:
+        wait_s = self._poll_s if self.open else self._breaker.retry_at - time.monotonic()
+        try:
+            async with asyncio.timeout(max(wait_s, 0)):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+        if not self.open:
+            await asyncio.sleep(max(self._breaker.retry_at - time.monotonic(), 0))
+
+    async def _connect(self) -> _Links:
+        address = read_address(self._target)
+        reads = await connect(
+            address, on_lost=self._lost, stall_s=STALL_S, max_waiting_bytes=READ_QUEUE_BYTES
+        )
+        try:
+            writes = await connect(
+                address,
+                on_lost=self._lost,
+                stall_s=SYNC_TIMEOUT_S,
+                max_waiting_bytes=self._target.write_queue_bytes,
+            )
+        except BaseException:
+            reads.close()
+            raise
+        return _Links(reads, writes)
+
+    async def _measure(self) -> None:
+        """Entries, bytes and evictions, as Valkey says."""
+        size, memory, stats = await self._run([("DBSIZE",), ("INFO", "memory"), ("INFO", "stats")])
+        gauges = self._metrics
+        if isinstance(size, int):
+            gauges.entries.labels("valkey").set(size)
+        if isinstance(memory, bytes):
+            gauges.bytes.labels("valkey").set(_info(memory, b"used_memory"))
+        if isinstance(stats, bytes):
+            evicted = _info(stats, b"evicted_keys")
+            # A restarted server counts from 0 again.
+            gauges.evictions.labels("valkey").inc(max(evicted - self._evicted, 0))
+            self._evicted = evicted
+
+    def _entry(self, key: Key, reply: Reply, dimensions: int) -> Entry | None:
+        if reply is None:
+            return None
+        if not isinstance(reply, bytes):
+            self._metrics.valkey_failures.labels("error").inc()
+            return None
+        try:
+            return decode(key, reply, dimensions=dimensions)
+        except CorruptRecord as error:
+            self._metrics.corrupt.inc()
+            log.warning("corrupt record", key=key.hex(), why=str(error))
+            return None
+
+    def _written(self, done: asyncio.Future[list[Reply]]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._metrics.valkey_failures.labels("write_dropped").inc()
+        elif isinstance(done.result()[0], hiredis.HiredisError):
+            self._metrics.valkey_failures.labels("error").inc()
+
+    def _lost(self) -> None:
+        """A connection ended; both go, so that writes and deletes stay in one order."""
+        if self._links is not None:
+            self._fail("lost", self._breaker.open(time.monotonic()), "the connection was lost")
+
+    def _fail(self, kind: str, breaker: Breaker, why: str) -> None:
+        """Count a failure; where it shuts the tier, drop the connections too."""
+        self._metrics.valkey_failures.labels(kind).inc()
+        was_open = self.open
+        self._breaker = breaker
+        if breaker.closed:
+            return
+        if was_open:
+            log.warning("valkey tier shut", why=why, pause_s=breaker.retry_at - time.monotonic())
+        self.problem = why
+        self._metrics.breaker_open.labels("valkey").set(1)
+        self._drop()
+        self._wake.set()
+
+    def _drop(self) -> None:
+        links, self._links = self._links, None
+        if links is not None:
+            links.close()
+
+
+def read_address(target: ValkeyTarget) -> Address:
+    """*target* with its secrets read.
+
+    Raises:
+        Unavailable: A file cannot be read now; it may be mounted later.
+        InvalidConfig: A certificate is none.
+    """
+    try:
+        password = (
+            target.password_file.read_text().strip() if target.password_file is not None else None
+        )
+        context = None
+        if target.tls is not None:
+            context = ssl.create_default_context(cafile=target.tls.ca_file)
+            if target.tls.cert_file is not None:
+                context.load_cert_chain(target.tls.cert_file, target.tls.key_file)
+    except ssl.SSLError as error:
+        raise InvalidConfig(f"no usable certificate: {error}", field="valkey.tls") from error
+    except OSError as error:
+        raise Unavailable(f"valkey: {error.filename}: {error.strerror}") from error
+    return Address(
+        host=target.host,
+        port=target.port,
+        username=target.username,
+        password=password,
+        tls=context,
+        server_name=target.tls.server_name if target.tls is not None else None,
+    )
+
+
+def _info(text: bytes, field: bytes) -> int:
+    """One number of an INFO answer; 0: not in it."""
+    for line in text.splitlines():
+        if line.startswith(field + b":"):
+            return int(line.partition(b":")[2])
+    return 0
