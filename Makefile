@@ -51,7 +51,7 @@ proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files
 
 .PHONY: crds
 crds: $(VENV)/dev  ## Generate crds/ from the resource's types
-	$(BIN)/python -m embedkeep_operator.crds
+	$(BIN)/python -m embedkeep_operator.crd crds/embeddingcaches.embedkeep.dev.yaml
 
 .PHONY: reference
 reference: $(VENV)/dev  ## Generate docs/reference.md from types, errors and metrics
