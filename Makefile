@@ -104,7 +104,3 @@ $(VENV)/torch: $(VENV)/dev requirements/torch.txt requirements/lock.txt
 	@$(PIP) install --require-hashes -r requirements/lock.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/torch.txt
 	@touch $@
-
-.PHONY: crds
-crds: $(VENV)/dev  ## Write crds/ from the resource's types (CHECK=--check: fail on a difference)
-	$(BIN)/python -m embedkeep_operator.crd crds/embeddingcaches.embedkeep.dev.yaml $(CHECK)
