@@ -1,1 +1,11 @@
-"""Runs the model."""
+"""Runs the model: what a node asks for vectors that no cache holds.
+
+Here lives all that touches weights: finding a model (`source`), reading its folder (`folder`),
+its identity (`fingerprint`), its conversion to ONNX (`onnx_bert`), running it (`backends`), who
+is served when (`schedule`, `batcher`), and the gRPC service around it (`service`, `main`).
+
+Caching, tenants and prompts live in `embedkeep.node`; texts arrive here ready to be embedded.
+A node speaks to this package over gRPC only. Called by `embedkeep.cli`, by benchmarks and tests.
+
+Importing this package loads neither onnxruntime nor torch; a backend's module does, when chosen.
+"""

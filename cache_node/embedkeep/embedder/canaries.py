@@ -1,0 +1,28 @@
+"""Texts by which two embedders are told to compute the same.
+
+Each is run alone; vectors are compared by cosine, never hashed, since kernels and devices change
+low bits. Of different lengths and kinds, so that a wrong tokenizer, pooling or limit shows.
+Changing them makes old and new embedders incomparable: do not.
+"""
+
+from types import MappingProxyType
+from typing import Final
+
+from embedkeep.config import Dtype
+
+TEXTS: Final = (
+    "Where is my parcel?",
+    "Naïve façade, 42 % off: ÅNGSTRÖM — „quoted“ 東京 🙂",
+    "def add(a, b):\n    return a + b  # a comment, 0x1F, snake_case_name",
+    (
+        "Our office closes at six on weekdays and at noon on Saturdays. If you need help outside "
+        "these hours, write to us and we will answer on the next working day; urgent matters "
+        "concerning a lost key or a broken lock are taken by telephone at any time, at no extra "
+        "cost to you."
+    ),
+)
+
+MIN_COSINE: Final = MappingProxyType(
+    {Dtype.FLOAT32: 0.9999, Dtype.FLOAT16: 0.999, Dtype.BFLOAT16: 0.99}
+)
+"""Below it two embedders do not compute the same."""

@@ -1,0 +1,66 @@
+"""What makes two embedders the same model: a hash of all that decides their vectors.
+
+Taken into it: weights, tokenizer, the descriptions of the modules, each by its name inside the
+model's folder and its content; the revision asked for, max_tokens, pooling, dtype and backend.
+Left out: paths, times, machines. Equal content gives an equal fingerprint anywhere.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from embedkeep.config import Backend, Dtype
+from embedkeep.embedder.folder import Dense, Folder
+
+PIPELINE: Final = 1
+"""Raised when this package itself begins to compute other vectors from the same files."""
+
+_CHUNK_BYTES: Final = 1 << 20
+
+
+def fingerprint(
+    folder: Folder,
+    *,
+    weights: Iterable[Path],
+    revision: str | None,
+    backend: Backend,
+    dtype: Dtype,
+) -> str:
+    """32 hexadecimal digits.
+
+    Args:
+        weights: The transformer's weight files that this backend reads.
+        revision: As asked for; None: whatever the source holds.
+    """
+    dense = [step.weights for step in folder.steps if isinstance(step, Dense)]
+    digest = hashlib.blake2b(digest_size=16, person=b"ek-model")
+    for name, value in (
+        ("pipeline", str(PIPELINE)),
+        ("revision", revision or ""),
+        ("max_tokens", str(folder.max_tokens)),
+        ("pooling", folder.pooling),
+        ("lower_case", str(folder.lower_case)),
+        ("dtype", dtype),
+        ("backend", backend),
+    ):
+        _field(digest, name.encode(), value.encode())
+    for file in sorted({*folder.files, folder.tokenizer, *dense, *weights}):
+        _field(digest, file.relative_to(folder.root).as_posix().encode(), content(file))
+    return digest.hexdigest()
+
+
+def content(file: Path) -> bytes:
+    """32-byte hash of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=32)
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.digest()
+
+
+def _field(digest: "hashlib.blake2b", name: bytes, value: bytes) -> None:
+    """Length-prefixed, so that no two lists of fields share a byte string."""
+    for part in (name, value):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)

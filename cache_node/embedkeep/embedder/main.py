@@ -1,0 +1,100 @@
+"""The embedder's process: load the model, answer while it is warm, drain at the end."""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+
+from embedkeep.config import Backend as BackendName
+from embedkeep.config import EmbedderConfig
+from embedkeep.embedder import folder, source
+from embedkeep.embedder.backends import Backend
+from embedkeep.embedder.metrics import EmbedderMetrics
+from embedkeep.embedder.service import SERVICE, EmbedderService
+from embedkeep.errors import EmbedKeepError
+from embedkeep.serving import Endpoint, Health, run, serving
+from embedkeep.v1 import embedder_pb2_grpc
+
+
+def main(config: EmbedderConfig) -> None:
+    """Run an embedder until SIGINT or SIGTERM.
+
+    It listens at once; its health is NOT_SERVING until the model is loaded and warm.
+
+    Raises:
+        SystemExit: It cannot start or its device broke; with a message for people, status 1.
+    """
+    try:
+        run(lambda stop: _serve(config, stop), process="embedder")
+    except EmbedKeepError as error:
+        raise SystemExit(f"embedder: {error}") from None
+
+
+def open_backend(config: EmbedderConfig) -> Backend:
+    """Find, read and load the model that *config* names. Blocks, for minutes where it downloads.
+
+    Raises:
+        InvalidConfig: It cannot be found or run; says which field, its value and what to do.
+    """
+    described = folder.read(
+        source.resolve(config.model, backend=config.backend), max_tokens=config.model.max_tokens
+    )
+    # Each engine is imported only where it is chosen: the other one may not be installed.
+    if config.backend is BackendName.ONNX:
+        from embedkeep.embedder.backends.onnx import OnnxBackend  # noqa: PLC0415  # as said above
+
+        return OnnxBackend(config, described)
+    from embedkeep.embedder.backends.torch import TorchBackend  # noqa: PLC0415  # as said above
+
+    return TorchBackend(config, described)
+
+
+async def _serve(config: EmbedderConfig, stop: asyncio.Event) -> None:
+    metrics = EmbedderMetrics()
+    health = Health([SERVICE])
+    service = EmbedderService(
+        config.model,
+        config.batch,
+        metrics=metrics,
+        max_message_bytes=config.max_message_bytes,
+    )
+    endpoint = Endpoint(
+        grpc=config.grpc,
+        metrics=config.metrics,
+        tls=config.tls,
+        max_message_bytes=config.max_message_bytes,
+        announce_file=config.announce_file,
+        drain_s=config.drain_s,
+    )
+    async with AsyncExitStack() as stack:
+        # Closed last: calls in flight are still computed while the server drains.
+        stack.push_async_callback(service.close)
+        await stack.enter_async_context(
+            serving(
+                endpoint,
+                register=lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(
+                    service, server
+                ),
+                health=health,
+                registry=metrics.registry,
+            )
+        )
+        await _until_either(stopped=stop.wait(), answering=_answer(config, service, health))
+
+
+async def _until_either(**endings: Coroutine[None, None, object]) -> None:
+    """Wait for the first to end; it raises what that one raised. The others are cancelled."""
+    tasks = [asyncio.create_task(ending, name=name) for name, ending in endings.items()]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _answer(config: EmbedderConfig, service: EmbedderService, health: Health) -> None:
+    await service.start(lambda: open_backend(config))
+    await health.set(serving=True)
+    await service.broken()
