@@ -98,8 +98,11 @@ class EmbedExchange(Exchange):
         """Inputs that the fallback must embed. Once done."""
         if not self._falls_back:
             return []
-        errors = self._gathered.errors
-        lost = [index for index, error in errors.items() if isinstance(error, Unavailable)]
+        lost = [
+            index
+            for index, error in self._gathered.errors.items()
+            if isinstance(error, Unavailable | DeadlineExceeded)
+        ]
         return sorted([*lost, *self._gathered.missing()])
 
     def fell_back(self, inputs: Sequence[int], rows: NDArray[np.float32]) -> None:
