@@ -75,11 +75,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    home = "embedkeep.client" if name in _CLIENT else _ELSEWHERE.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+
+    def __getattr__(name: str) -> object:
+        home = "embedkeep.client" if name in _CLIENT else _ELSEWHERE.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

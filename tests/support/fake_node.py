@@ -77,7 +77,7 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
                 self.hold.wait(60)
             self._admit(context)
             self.requests.append(request)
-            return self._answer(request)
+            return self.answer(request)
         finally:
             with self.lock:
                 self.in_flight -= 1
@@ -89,13 +89,7 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
         del request
         self._admit(context)
         self.infos += 1
-        return cache_pb2.InfoResponse(
-            version="0", model=f"org/{self.model}", aliases=["docs", "docs:query"],
-            prompts=["query"], fingerprint=self.model, dimensions=DIMENSIONS, max_tokens=256,
-            epoch=self.epoch, max_inputs=self.max_inputs, max_input_bytes=self.max_input_bytes,
-            max_message_bytes=self.max_message_bytes,
-            tiers=[cache_pb2.Tier(name="valkey", serving=False, message="paused")],
-        )  # fmt: skip
+        return self.described()
 
     def Invalidate(  # noqa: N802
         self, request: cache_pb2.InvalidateRequest, context: grpc.ServicerContext
@@ -105,6 +99,15 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
         self.invalidated.append(request)
         self.epoch += request.everything
         return cache_pb2.InvalidateResponse(epoch=self.epoch)
+
+    def EmbedStream(  # noqa: N802
+        self,
+        request_iterator: Iterator[cache_pb2.EmbedStreamRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[cache_pb2.EmbedStreamResponse]:
+        """The client does not use it."""
+        del request_iterator
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not by this stand-in")
 
     @property
     def texts(self) -> list[str]:
@@ -122,7 +125,18 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
             context.set_trailing_metadata(tuple(trailing))
             context.abort(refusal.code, f"planted {refusal.code.name}")
 
-    def _answer(self, request: cache_pb2.EmbedRequest) -> cache_pb2.EmbedResponse:
+    def described(self) -> cache_pb2.InfoResponse:
+        """What Info answers."""
+        return cache_pb2.InfoResponse(
+            version="0", model=f"org/{self.model}", aliases=["docs", "docs:query"],
+            prompts=["query"], fingerprint=self.model, dimensions=DIMENSIONS, max_tokens=256,
+            epoch=self.epoch, max_inputs=self.max_inputs, max_input_bytes=self.max_input_bytes,
+            max_message_bytes=self.max_message_bytes,
+            tiers=[cache_pb2.Tier(name="valkey", serving=False, message="paused")],
+        )  # fmt: skip
+
+    def answer(self, request: cache_pb2.EmbedRequest) -> cache_pb2.EmbedResponse:
+        """What Embed answers."""
         size = request.view.dimensions or DIMENSIONS
         half = request.view.encoding == cache_pb2.ENCODING_FLOAT16
         response = cache_pb2.EmbedResponse(
