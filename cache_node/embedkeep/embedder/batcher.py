@@ -126,8 +126,7 @@ class Batcher:
             Overloaded: The queue is full; nothing was queued.
             EmbedderUnavailable: It stopped, or the device broke.
         """
-        if self._ended:
-            raise EmbedderUnavailable("the embedder is stopping")
+        self._check_open()
         lane, name = LANES[purpose], PURPOSES[purpose]
         try:
             self._schedule.reserve(len(texts), lane)
@@ -136,6 +135,7 @@ class Batcher:
             raise
         try:
             tokens = await self._read(texts)
+            self._check_open()
         except BaseException:
             self._schedule.release(len(texts))
             raise
@@ -177,6 +177,10 @@ class Batcher:
                 if not call.done.done():
                     call.done.set_exception(EmbedderUnavailable("the embedder stopped"))
             self._tokenizer.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise EmbedderUnavailable("the embedder is stopping")
 
     def _new_call(self, tokens: list[Tokens], purpose: Purpose.ValueType) -> _Call:
         answer = Computed(

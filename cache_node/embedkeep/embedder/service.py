@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn
 
-import grpc
 import numpy as np
 import structlog
 
@@ -20,18 +19,16 @@ from embedkeep.embedder.device import DeviceThread
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.schedule import CostModel
 from embedkeep.errors import (
-    REASON_KEY,
-    RETRY_KEY,
     DeadlineExceeded,
     EmbedderUnavailable,
     EmbedKeepError,
     InvalidInput,
     InvalidRequest,
     ModelDrift,
-    Retryable,
     Unavailable,
     code_of,
 )
+from embedkeep.serving import Context, refuse
 from embedkeep.v1 import embedder_pb2 as pb
 from embedkeep.v1 import embedder_pb2_grpc
 
@@ -39,14 +36,10 @@ log = structlog.stdlib.get_logger()
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Embedder"].full_name
 
-_STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
 _ROW_OVERHEAD_BYTES: Final = 64
 """Of an answer, an input, beside its vector: tokens, time, perhaps an error's text."""
-_WARM_ROUNDS: Final = (1, 1, 4, 16)
+_WARM_COPIES: Final = (1, 4)
 """Copies of all canaries in a batch, batch after batch, before the first request."""
-
-Context = grpc.aio.ServicerContext[pb.ComputeRequest, pb.ComputeResponse]
-DescribeContext = grpc.aio.ServicerContext[pb.DescribeRequest, pb.DescribeResponse]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +142,18 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         try:
             return await self._embed(request, context.time_remaining())
         except EmbedKeepError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
 
     async def Describe(  # noqa: N802  # as above
         self,
         request: pb.DescribeRequest,  # noqa: ARG002  # has no fields
-        context: DescribeContext,
+        context: Context,
     ) -> pb.DescribeResponse:
         """Say what is computed here."""
         try:
             ready = self._loaded()
         except EmbedKeepError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         about = ready.about
         return pb.DescribeResponse(
             fingerprint=about.fingerprint,
@@ -271,15 +264,8 @@ def _run_canaries(backend: Backend, rows: Sequence[Sequence[int]]) -> bytes:
 
 def _warm(backend: Backend, rows: Sequence[Sequence[int]], cost: CostModel) -> None:
     """Run batches of several sizes: kernels get chosen, and the cost model gets its start."""
-    for copies in _WARM_ROUNDS:
-        batch = sorted([row for row in rows for _ in range(copies)], key=len)
+    batches = [list(rows[:1]), *([*rows] * copies for copies in _WARM_COPIES)]
+    for batch in sorted(batches, key=len):
+        compute(backend, batch)  # the first of a size also chooses its kernels
         outcome = compute(backend, batch)
         cost.observe(sum(map(len, batch)), outcome.busy_ns / 1e9)
-
-
-async def _refuse(context: Context | DescribeContext, error: EmbedKeepError) -> NoReturn:
-    """End the call with *error*, its reason, and when to come back."""
-    trailing = [(REASON_KEY, error.reason)]
-    if isinstance(error, Retryable) and error.retry_after_s is not None:
-        trailing.append((RETRY_KEY, str(round(error.retry_after_s * 1000))))
-    await context.abort(_STATUS[code_of(error)], str(error), tuple(trailing))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedkeep.config import Backend as BackendName
 from embedkeep.config import Dtype, EmbedderConfig
-from embedkeep.embedder.backends import About, Tokens, Vectors, runs
+from embedkeep.embedder.backends import CPU_RUN_TOKENS, About, Tokens, Vectors, runs
 from embedkeep.embedder.fingerprint import fingerprint
 from embedkeep.embedder.folder import FIELD, Folder
 from embedkeep.embedder.onnx_bert import cache_folder, converted
@@ -92,7 +92,8 @@ class OnnxBackend:
         if grouping is Grouping.ALONE:
             together = [[row] for row in range(len(rows))]
         else:
-            together = runs([len(row) for row in rows], equal=grouping is Grouping.EQUAL)
+            padding = CPU_RUN_TOKENS if grouping is Grouping.PADDED else 0
+            together = runs([len(row) for row in rows], run_tokens=padding)
         for run in together:
             vectors[run] = self._run([rows[row] for row in run])
         return vectors

@@ -11,7 +11,14 @@ import numpy as np
 
 from embedkeep.config import Backend as BackendName
 from embedkeep.config import Dtype, EmbedderConfig
-from embedkeep.embedder.backends import About, Tokens, Vectors, runs
+from embedkeep.embedder.backends import (
+    CPU_MOST_TOKENS,
+    CPU_RUN_TOKENS,
+    About,
+    Tokens,
+    Vectors,
+    runs,
+)
 from embedkeep.embedder.fingerprint import fingerprint
 from embedkeep.embedder.folder import FIELD, Folder
 from embedkeep.embedder.tokens import Tokenize
@@ -30,6 +37,12 @@ _DTYPES: Final = {
     Dtype.FLOAT32: torch.float32,
     Dtype.FLOAT16: torch.float16,
     Dtype.BFLOAT16: torch.bfloat16,
+}
+_RUN_COSTS: Final = {
+    "cpu": {"run_tokens": CPU_RUN_TOKENS, "most_tokens": CPU_MOST_TOKENS},
+    # Launching a model's kernels takes as long as computing thousands of tokens; memory for
+    # attention is what limits a run.
+    "gpu": {"run_tokens": 4096, "most_tokens": 65536},
 }
 
 
@@ -55,6 +68,7 @@ class TorchBackend:
             raise InvalidConfig(f"{folder.root} has no model.safetensors", field=FIELD)
         self._tokenize = Tokenize(folder)
         self._device = device
+        self._costs = _RUN_COSTS["cpu" if device == "cpu" else "gpu"]
         self._transformer, *self._tail = _load(folder, device)
         self._transformer.to(_DTYPES[config.dtype])
         self.about = About(
@@ -80,9 +94,7 @@ class TorchBackend:
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """See `Backend.embed`."""
         vectors = np.empty((len(rows), self.about.dimensions), np.float32)
-        # On a GPU another launch costs more than some padding: one run whatever the lengths.
-        lengths = [len(row) for row in rows]
-        for run in runs(lengths) if self._device == "cpu" else [list(range(len(rows)))]:
+        for run in runs([len(row) for row in rows], **self._costs):
             vectors[run] = self._run([rows[row] for row in run])
         return vectors
 
