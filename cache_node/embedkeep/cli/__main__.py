@@ -1,0 +1,5 @@
+"""`python -m embedkeep.cli` is `embedkeep`."""
+
+from embedkeep.cli import main
+
+main()

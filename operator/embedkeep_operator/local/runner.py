@@ -1,0 +1,240 @@
+"""Runs one cache on this machine while a block runs; `embedkeep up`, the demo and tests use it.
+
+    async with Local(Path("examples/quickstart.yaml")) as running:
+        ...  # AsyncClient(running.address) ...
+
+Nothing outlives the block, nor this process.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from embedkeep.config import ClientTls
+from embedkeep.errors import Unavailable
+from embedkeep_operator import manifest
+from embedkeep_operator.api import EmbeddingCache
+from embedkeep_operator.local.backoff import Backoff
+from embedkeep_operator.local.output import Output
+from embedkeep_operator.local.prepare import prepare
+from embedkeep_operator.local.state import Ports, Run, claimed, default_root, is_running, read_run
+from embedkeep_operator.local.supervisor import Child, Event, Supervisor
+from embedkeep_operator.unbuilt import kubernetes_only, refuse_unbuilt
+
+KEPT_EVENTS: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A cache that runs on this machine."""
+
+    name: str
+    resource: EmbeddingCache
+    folder: Path
+    """Its state: configs, logs, pids."""
+    ports: Ports
+    tls: ClientTls | None
+    """How to reach the node. None: plain text."""
+    notes: tuple[str, ...]
+    """What the resource says that means nothing on one machine."""
+    supervisor: Supervisor
+    started_at: float = field(default_factory=time.time)
+
+    @property
+    def address(self) -> str:
+        """GRPC target of the node."""
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the node."""
+        return f"http://127.0.0.1:{self.ports.metrics}/metrics"
+
+    @property
+    def embedder_metrics_url(self) -> str:
+        """Of the embedder."""
+        return f"http://127.0.0.1:{self.ports.embedder_metrics}/metrics"
+
+    @property
+    def processes(self) -> dict[str, Child]:
+        """valkey, embedder and node: state, pid, starts, last lines."""
+        return self.supervisor.children
+
+    def pid(self, name: str) -> int:
+        """Of the process itself, for example to disturb it in a test.
+
+        Raises:
+            Unavailable: It does not run now.
+        """
+        if (pid := self.processes[name].pid) is None:
+            raise Unavailable(f"{name} does not run now")
+        return pid
+
+    async def ready(self, timeout_s: float | None = None) -> None:
+        """Wait until every process is ready.
+
+        Raises:
+            Unavailable: One was given up, or the time is over; says which and why.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.supervisor.ready()
+        except TimeoutError:
+            states = "; ".join(
+                f"{child.name} is {child.state}" + (f" ({child.reason})" if child.reason else "")
+                for child in self.processes.values()
+            )
+            raise Unavailable(f"not ready within {timeout_s:g} s: {states}") from None
+
+
+class Local:
+    """Starts what a resource asks for, and stops it at the end of the block.
+
+    Args:
+        file: The resource.
+        state_dir: Where state is kept, one folder a name. None: the user's state folder.
+        secrets: Laid out as <name>/<key>. None: for a resource that names none.
+        logs: Folder for log files. None: to *on_line*, or else into the state folder.
+        on_line: Gets each line of output: process, stream, text. Must not block.
+        on_event: Gets what is worth telling. Must not block.
+        wait_s: How long to wait until all is ready before the block begins, seconds. None: begin
+            at once.
+        policy: When processes that ended are started again.
+    """
+
+    def __init__(  # noqa: PLR0913  # each is an option of `embedkeep up`
+        self,
+        file: Path,
+        *,
+        state_dir: Path | None = None,
+        secrets: Path | None = None,
+        logs: Path | None = None,
+        on_line: Callable[[str, str, str], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        wait_s: float | None = 120.0,
+        policy: Backoff = Backoff(),  # noqa: B008  # frozen
+    ) -> None:
+        self._file = file
+        self._root = state_dir if state_dir is not None else default_root()
+        self._secrets = secrets
+        self._logs = logs
+        self._on_line = on_line
+        self._on_event = on_event
+        self._wait_s = wait_s
+        self._policy = policy
+        self._stack = AsyncExitStack()
+        self.events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        """What was told, oldest first."""
+
+    async def __aenter__(self) -> Running:
+        """Check the resource, start its processes, and wait for them.
+
+        Raises:
+            InvalidConfig: The file or something on this machine is wrong.
+            NotBuilt: It asks for what this version cannot do.
+            Unavailable: A process cannot be started, or not in time.
+        """
+        async with AsyncExitStack() as stack:
+            running = await self._start(stack)
+            if self._wait_s is not None:
+                await running.ready(self._wait_s)
+            self._stack = stack.pop_all()
+        return running
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the processes, the node first."""
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> Running:
+        resource = await asyncio.to_thread(manifest.load, self._file)
+        refuse_unbuilt(resource)
+        name = resource.metadata.name
+        stale = await asyncio.to_thread(self._is_stale, name)
+        folder = await asyncio.to_thread(stack.enter_context, claimed(self._root.absolute(), name))
+        prepared = await asyncio.to_thread(
+            prepare, resource, folder, secrets=self._secrets, patient=stale
+        )
+        if stale:
+            self._tell(Event(at=time.time(), process="up", message="the last run was killed"))
+        on_line = await self._outlet(stack, folder)
+        supervisor = Supervisor(
+            prepared.programs,
+            pids=folder / "pids",
+            on_line=on_line,
+            on_event=self._tell,
+            policy=self._policy,
+        )
+        running = Running(
+            name=name,
+            resource=resource,
+            folder=folder,
+            ports=prepared.ports,
+            tls=prepared.node_tls,
+            notes=tuple(f"only used on Kubernetes: {path}" for path in kubernetes_only(resource)),
+            supervisor=supervisor,
+        )
+        self._write_run(running)
+        stack.callback((folder / "run.json").unlink, missing_ok=True)
+        stack.push_async_callback(_stopped, supervisor)
+        supervisor.start()
+        return running
+
+    def _is_stale(self, name: str) -> bool:
+        folder = self._root / name
+        return read_run(folder) is not None and not is_running(folder)
+
+    async def _outlet(
+        self, stack: AsyncExitStack, folder: Path
+    ) -> Callable[[str, str, str], None]:  # fmt: skip
+        if self._on_line is not None:
+            return self._on_line
+        logs = self._logs if self._logs is not None else folder / "logs"
+        await asyncio.to_thread(logs.mkdir, parents=True, exist_ok=True)
+        output = Output(logs)
+        output.start()
+        stack.push_async_callback(output.close)
+        return output.line
+
+    def _write_run(self, running: Running) -> None:
+        authority = running.tls.ca_file if running.tls is not None else None
+        Run(
+            name=running.name,
+            pid=os.getpid(),
+            started_at=running.started_at,
+            file=str(self._file.absolute()),
+            ports=running.ports,
+            tls=running.tls is not None,
+            ca_file=str(authority) if authority is not None else None,
+        ).write(running.folder / "run.json")
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+async def _stopped(supervisor: Supervisor) -> None:
+    """Stop all, even if whoever waits for it is cancelled again."""
+    stopping = asyncio.create_task(supervisor.stop(), name="stop")
+    cancelled = None
+    while not stopping.done():
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError as error:
+            supervisor.kill()
+            cancelled = error
+    stopping.result()
+    if cancelled is not None:
+        raise cancelled

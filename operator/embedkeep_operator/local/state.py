@@ -1,0 +1,153 @@
+"""What `embedkeep up` keeps on disk about one cache, and how others see whether it runs.
+
+<state dir>/<name>/: lock, run.json, cluster-secret, valkey-password, configs, pids/, logs/. The
+lock is the truth: the kernel gives it back however a process ends, so a run.json without a locked
+lock is left over.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from embedkeep.errors import InvalidConfig
+
+SECRET_BYTES: Final = 32
+LOCK_TRIES: Final = 5
+LOCK_PAUSE_S: Final = 0.05
+"""`embedkeep status` holds the lock for an instant to look at it."""
+
+
+def default_root() -> Path:
+    """$XDG_STATE_HOME/embedkeep, or ~/.local/state/embedkeep."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state"  # noqa: PTH117  # an empty text is no path
+    return base / "embedkeep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Where everything of one cache listens, on loopback."""
+
+    grpc: int
+    """The node, for services."""
+    metrics: int
+    """The node's /metrics."""
+    embedder_grpc: int
+    embedder_metrics: int
+    valkey: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of `embedkeep up`, as written to run.json."""
+
+    name: str
+    pid: int
+    started_at: float
+    """Seconds since the epoch."""
+    file: str
+    """The resource's file."""
+    ports: Ports
+    ca_file: str | None = None
+    """Whom to trust to reach the node over TLS. None: plain text, or the system's authorities."""
+    tls: bool = False
+    """The node speaks TLS."""
+
+    def write(self, file: Path) -> None:
+        """Whole or not at all."""
+        write_private(file, json.dumps(asdict(self), indent=1).encode())
+
+
+def read_run(folder: Path) -> Run | None:
+    """What run.json says; None: there is none, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        data = json.loads((folder / "run.json").read_text())
+        return Run(**{**data, "ports": Ports(**data["ports"])})
+    return None
+
+
+def is_running(folder: Path) -> bool:
+    """A process holds the lock of this folder now."""
+    try:
+        with (folder / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextmanager
+def claimed(root: Path, name: str) -> Iterator[Path]:
+    """The folder of *name*, for this process alone while the block runs.
+
+    Raises:
+        InvalidConfig: Another process has it, or it cannot be written.
+    """
+    folder = root / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in ("pids", "logs"):
+            (folder / part).mkdir(mode=0o700, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise InvalidConfig(
+            f"{error.filename or folder}: {error.strerror}", field="--state-dir"
+        ) from error
+    with lock:
+        _lock(lock.fileno(), folder, name)
+        yield folder
+
+
+def _lock(descriptor: int, folder: Path, name: str) -> None:
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:
+                time.sleep(LOCK_PAUSE_S)
+                continue
+            run = read_run(folder)
+            who = f" as process {run.pid}, started from {run.file}" if run is not None else ""
+            raise InvalidConfig(
+                f"{name} is already running{who}; stop it first, or give the resource"
+                " another metadata.name",
+                field="metadata.name",
+            ) from None
+        return
+
+
+def kept_secret(file: Path) -> bytes:
+    """32 random bytes, made once and then kept: keys of stored entries are derived from them.
+
+    Raises:
+        InvalidConfig: The file is there and holds less.
+    """
+    if not file.exists():
+        write_private(file, secrets.token_bytes(SECRET_BYTES))
+    held = file.read_bytes()
+    if len(held) < SECRET_BYTES:
+        raise InvalidConfig(
+            f"holds {len(held)} bytes, must hold {SECRET_BYTES}: remove it to make a new one"
+            " (entries that are stored under the old one are then lost)",
+            source=str(file),
+        )
+    return held
+
+
+def write_private(file: Path, data: bytes) -> None:
+    """Write *file* for its owner alone; readers see all of it or nothing."""
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
+        writer.write(data)
+    part.replace(file)

@@ -1,0 +1,187 @@
+"""`embedkeep up FILE`."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypedDict, Unpack
+
+import click
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from embedkeep_operator.local import view
+from embedkeep_operator.local.observe import Counts, rates, read
+from embedkeep_operator.local.output import Output
+from embedkeep_operator.local.runner import Local, Running
+from embedkeep_operator.local.supervisor import Event
+
+LIVE_S: Final = 1.0
+PLAIN_S: Final = 5.0
+"""Between two looks, seconds: a line in a log is read later, a picture now."""
+
+EPILOG: Final = """
+\b
+Examples:
+  embedkeep up examples/quickstart.yaml
+  embedkeep up cache.yaml --plain > cache.log 2>&1
+  embedkeep up examples/tenants.yaml --secrets ./secrets
+  EMBEDKEEP_VALKEY=/opt/valkey/bin/valkey-server embedkeep up cache.yaml
+
+Secrets are read from DIR/<secret name>/<key>, as Kubernetes mounts them. What is kept between
+runs, and the logs behind the live view, lie in the state folder under the resource's name.
+
+\b
+Exit status: 0, stopped by Ctrl-C or SIGTERM; 1, a process could not be started; 2, the file or
+something it names is wrong, or asks for what is not built yet.
+"""
+
+
+class Flags(TypedDict):
+    """The command's options."""
+
+    secrets: Path | None
+    state_dir: Path | None
+    logs: Path | None
+    plain: bool
+
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command("up", epilog=EPILOG)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--secrets", type=_FOLDER, metavar="DIR", help="Where secrets are read from.")
+@click.option(
+    "--logs", type=_FOLDER, metavar="DIR", help="Write each process's log to a file in DIR."
+)
+@click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+@click.option(
+    "--state-dir", type=_FOLDER, metavar="DIR",
+    help="Where state is kept.  [default: $XDG_STATE_HOME/embedkeep]",
+)  # fmt: skip
+def up(file: Path, **flags: Unpack[Flags]) -> None:
+    """Run the cache that FILE describes on this machine, until Ctrl-C.
+
+    FILE holds one EmbeddingCache, the same that Kubernetes would get. This starts a Valkey, an
+    embedder and a node for it, starts them again when they end, and shows what the cache does. The
+    second Ctrl-C kills them.
+    """
+    asyncio.run(_up(file, flags))
+
+
+@dataclass(slots=True)
+class _Signals:
+    """What the user asked for so far."""
+
+    first: asyncio.Event = field(default_factory=asyncio.Event)
+    kill: Callable[[], None] | None = None
+    """What a second signal does. None: nothing runs yet."""
+
+    def received(self) -> None:
+        if self.first.is_set() and self.kill is not None:
+            self.kill()
+        self.first.set()
+
+
+async def _up(file: Path, flags: Flags) -> None:
+    console = Console()
+    live = console.is_terminal and not flags["plain"]
+    signals = _Signals()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, signals.received)
+    output = Output(None)
+    output.start()
+    try:
+        to_terminal = not live and flags["logs"] is None
+        local = Local(
+            file,
+            state_dir=flags["state_dir"],
+            secrets=flags["secrets"],
+            logs=flags["logs"],
+            on_line=output.line if to_terminal else None,
+            on_event=None if live else _teller(output),
+            wait_s=None,
+        )
+        async with local as running:
+            signals.kill = running.supervisor.kill
+            for text in _introduction(running, logs=None if to_terminal else flags["logs"]):
+                output.line("up", "stdout", text)
+            show = _live(console, local, running) if live else _plain(output, running)
+            await _until_over(running, signals.first, show)
+            output.line("up", "stdout", "stopping")
+    finally:
+        await output.close()
+
+
+def _introduction(running: Running, *, logs: Path | None) -> list[str]:
+    tls = " (TLS)" if running.tls is not None else ""
+    kept = f"; logs in {logs}" if logs is not None else ""
+    where = f"gRPC on {running.address}{tls}, metrics on {running.metrics_url}{kept}"
+    return [*running.notes, f"{running.name}: {where}"]
+
+
+async def _until_over(running: Running, stop: asyncio.Event, show) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  # a coroutine of either view
+    tasks = {
+        asyncio.create_task(stop.wait(), name="signals"),
+        asyncio.create_task(_fail(running), name="failures"),
+        asyncio.create_task(show, name="view"),
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _fail(running: Running) -> None:
+    raise await running.supervisor.failed()
+
+
+def _teller(output: Output) -> Callable[[Event], None]:
+    def tell(event: Event) -> None:
+        output.line(event.process, "stderr" if event.bad else "stdout", f"[up] {event.message}")
+
+    return tell
+
+
+async def _plain(output: Output, running: Running) -> None:
+    """A line every few seconds, once all is ready."""
+    await running.ready()
+    output.line("up", "stdout", f"ready: embedkeep embed --address {running.address} TEXT")
+    async for counts, rate in _looks(running, PLAIN_S):
+        output.line("up", "stdout", view.line(counts, rate))
+
+
+async def _live(console: Console, local: Local, running: Running) -> None:
+    """A picture, redrawn every second."""
+    title = f"embedkeep {running.name}   gRPC {running.address}   metrics {running.metrics_url}"
+
+    def drawn(counts: Counts, rate: dict[str, float]) -> RenderableType:
+        return view.picture(
+            title, running.processes.values(), counts, rate, local.events, now_s=time.monotonic()
+        )
+
+    with Live(
+        drawn(Counts(), {}), console=console, auto_refresh=False, redirect_stdout=False,
+        redirect_stderr=False,
+    ) as screen:  # fmt: skip
+        async for counts, rate in _looks(running, LIVE_S):
+            await asyncio.to_thread(screen.update, drawn(counts, rate), refresh=True)
+
+
+async def _looks(running: Running, every_s: float):  # type: ignore[no-untyped-def]  # noqa: ANN202  # an endless generator
+    """Counts and rates, now and again."""
+    before, before_s = Counts(), time.monotonic()
+    while True:
+        now = await read(running.metrics_url, running.embedder_metrics_url)
+        now_s = time.monotonic()
+        yield now, rates(before, now, over_s=max(now_s - before_s, 0.001))
+        before, before_s = now, now_s
+        await asyncio.sleep(every_s)
