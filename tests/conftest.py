@@ -1,0 +1,41 @@
+"""What every test may use."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.node import Node, node_config, running
+from support.tap import Tap, serve_tap
+from support.valkey import Valkey, valkey
+
+
+@pytest.fixture(scope="session")
+def valkey_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """A Valkey for the tests that do it no harm."""
+    with valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(valkey_process: Valkey) -> Valkey:
+    """An empty Valkey. Tests that kill or pause one start their own."""
+    valkey_process.run(("FLUSHALL",))
+    return valkey_process
+
+
+@pytest.fixture
+def tap() -> Tap:
+    """The model's edge."""
+    return Tap()
+
+
+@pytest.fixture
+async def node(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
+    """A node with an open Valkey tier and a tapped embedder."""
+    async with (
+        serve_tap(tap) as port,
+        running(node_config(tmp_path, port, valkey={"port": store.port})) as started,
+    ):
+        await started.until_tier("valkey", serving=True)
+        yield started

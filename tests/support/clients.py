@@ -1,0 +1,61 @@
+"""Both clients under one face, so that a test of what they share is written once."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkeep import AsyncClient, CacheInfo, Client, ClientStats, Embedded
+from embedkeep.client.options import ClientOptions, EmbedOptions
+
+
+class Threaded:
+    """`Client`, each call in a thread, with the methods of `AsyncClient`."""
+
+    def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        self.client = Client(target, **options)
+
+    async def embed(
+        self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]
+    ) -> NDArray[np.float32]:
+        return await asyncio.to_thread(lambda: self.client.embed(texts, **how))
+
+    async def embed_detailed(
+        self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]
+    ) -> Embedded:
+        return await asyncio.to_thread(lambda: self.client.embed_detailed(texts, **how))
+
+    async def invalidate(self, texts: Sequence[str] | str, *, prompt: str | None = None) -> int:
+        return await asyncio.to_thread(lambda: self.client.invalidate(texts, prompt=prompt))
+
+    async def invalidate_all(self) -> int:
+        return await asyncio.to_thread(self.client.invalidate_all)
+
+    async def info(self) -> CacheInfo:
+        return await asyncio.to_thread(self.client.info)
+
+    @property
+    def stats(self) -> ClientStats:
+        return self.client.stats
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+AnyClient = AsyncClient | Threaded
+Kind = type[AsyncClient] | type[Threaded]
+KINDS: tuple[Kind, ...] = (AsyncClient, Threaded)
