@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -31,16 +32,16 @@ from embedkeep import AsyncClient, EmbedKeepError, Source
 from embedkeep_operator.local.replay import IN_FLIGHT, Tally, replay, sample
 from embedkeep_operator.local.runner import Local, Running
 
-WIDTH: Final = 96
-"""Of the table, columns: fits a README."""
+WIDTH: Final = 80
+"""Of the table, columns: fits any terminal."""
 LONGEST_S: Final = 115.0
 """Then the demo gives up: it promises to end."""
 SETTLE_S: Final = 5.0
 """How long Valkey's own count may take to show what was written."""
 TIERS: Final = {
-    Source.L1: "L1, the node's memory",
+    Source.L1: "L1 (node memory)",
     Source.VALKEY: "Valkey",
-    Source.COALESCED: "coalesced with one under way",
+    Source.COALESCED: "coalesced",
     Source.EMBEDDER: "embedder",
 }
 
@@ -169,7 +170,7 @@ def report(outcome: Outcome) -> Group:
     """The tables, and how to read them."""
     total = outcome.cold + outcome.restarted
     tiers = Table("answered by", title="what answered", title_justify="left", width=WIDTH)
-    for head in ("cold cache", "node restarted", "all", "share", "p50", "p99"):
+    for head in ("cold", "restarted", "all", "share", "p50", "p99"):
         tiers.add_column(head, justify="right")
     for row in tier_rows(outcome, total):
         tiers.add_row(*row)
@@ -179,8 +180,10 @@ def report(outcome: Outcome) -> Group:
     return Group(
         tiers,
         Text(
-            f"p50 and p99 of requests by the slowest tier they needed, on the client's clock, with "
-            f"{IN_FLIGHT} requests at once.",
+            "Questions by what answered them: from an empty cache on, and after a restart of the "
+            "node. Coalesced: joined a computation under way. p50 and p99: of requests, by the "
+            f"slowest tier they needed, on the client's clock, {IN_FLIGHT} requests at once, "
+            f"client, cache and model on the same {os.cpu_count()} cores.",
             style="dim",
         ),
         facts,
@@ -226,6 +229,14 @@ def fact_rows(outcome: Outcome, total: Tally) -> Iterator[tuple[str, str]]:
     yield "model", f"{outcome.model} on the CPU"
 
 
+def picture(shown: Group) -> str:
+    """An SVG of *shown* that loads nothing from elsewhere."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
+    console.print(shown)
+    drawn = console.export_svg(title="make demo")
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="embedkeep_operator.local.demo", description=__doc__)
@@ -243,9 +254,7 @@ def main() -> None:
         sys.exit("demo: stopped")
     console.print(report(outcome))
     if given.svg is not None:
-        picture = Console(record=True, width=WIDTH, file=io.StringIO())
-        picture.print(report(outcome))
-        picture.save_svg(str(given.svg), title="make demo")
+        given.svg.write_text(picture(report(outcome)))
 
 
 if __name__ == "__main__":

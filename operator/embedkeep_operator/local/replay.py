@@ -18,8 +18,8 @@ from embedkeep.client import Embedded, Source
 
 SLOWEST: Final = (Source.EMBEDDER, Source.COALESCED, Source.VALKEY, Source.L1)
 """A request takes as long as the slowest tier that one of its texts needed."""
-IN_FLIGHT: Final = 16
-"""Requests at once: as many people asking at the same moment."""
+IN_FLIGHT: Final = 4
+"""Requests at once: enough for repeats to meet, few enough to wait little for each other."""
 BATCH_EVERY: Final = 10
 """Every so many requests one carries several texts, as of a service that asks in variants."""
 BATCH_TEXTS: Final = 4
