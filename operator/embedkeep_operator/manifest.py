@@ -157,7 +157,8 @@ def _read_lines(node: yaml.Node, path: Where, lines: dict[Where, int]) -> Iterat
             here = (*path, key.value if isinstance(key.value, str) else "?")
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
-                yield Problem(path=path, message=f"line {line}: a name must be text; quote it")
+                lines[here] = line
+                yield Problem(path=here, message="a name must be text; quote it")
                 continue
             yield from _read_lines(child, here, lines)
             lines[here] = line

@@ -208,15 +208,15 @@ class Local:
         return output.line
 
     def _write_run(self, running: Running) -> None:
-        authority = running.tls.ca_file if running.tls is not None else None
+        tls = running.tls
         Run(
             name=running.name,
             pid=os.getpid(),
             started_at=running.started_at,
             file=str(self._file.absolute()),
             ports=running.ports,
-            tls=running.tls is not None,
-            ca_file=str(authority) if authority is not None else None,
+            tls=tls is not None,
+            client_tls=tls.model_dump(mode="json") if tls is not None else None,
         ).write(running.folder / "run.json")
 
     def _tell(self, event: Event) -> None:

@@ -56,10 +56,10 @@ class Run:
     file: str
     """The resource's file."""
     ports: Ports
-    ca_file: str | None = None
-    """Whom to trust to reach the node over TLS. None: plain text, or the system's authorities."""
     tls: bool = False
     """The node speaks TLS."""
+    client_tls: dict[str, str | None] | None = None
+    """How this machine's own processes reach it: fields of ClientTls. None: plain text."""
 
     def write(self, file: Path) -> None:
         """Whole or not at all."""

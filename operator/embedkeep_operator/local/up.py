@@ -16,7 +16,7 @@ from embedkeep_operator.local import view
 from embedkeep_operator.local.observe import Counts, rates, read
 from embedkeep_operator.local.output import Output
 from embedkeep_operator.local.runner import Local, Running
-from embedkeep_operator.local.supervisor import Event
+from embedkeep_operator.local.supervisor import Child, Event
 
 LIVE_S: Final = 1.0
 PLAIN_S: Final = 5.0
@@ -152,11 +152,27 @@ def _teller(output: Output) -> Callable[[Event], None]:
 
 
 async def _plain(output: Output, running: Running) -> None:
-    """A line every few seconds, once all is ready."""
-    await running.ready()
+    """A line every few seconds: what is waited for, then what the cache does."""
+    while not await _is_ready(running, PLAIN_S):
+        states = ", ".join(map(_standing, running.processes.values()))
+        output.line("up", "stdout", f"waiting: {states}")
     output.line("up", "stdout", f"ready: embedkeep embed --address {running.address} TEXT")
     async for counts, rate in _looks(running, PLAIN_S):
         output.line("up", "stdout", view.line(counts, rate))
+
+
+async def _is_ready(running: Running, wait_s: float) -> bool:
+    try:
+        async with asyncio.timeout(wait_s):
+            await running.supervisor.ready()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _standing(child: Child) -> str:
+    reason = f" ({child.reason})" if child.reason else ""
+    return f"{child.name} is {child.state}{reason}"
 
 
 async def _live(console: Console, local: Local, running: Running) -> None:
