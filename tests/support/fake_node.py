@@ -52,7 +52,7 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
     """google.rpc.Code and reason of the row, by text; a Counter below bounds how often."""
     bad_times: Counter[str] = field(default_factory=Counter)
     """How often a bad text fails still; absent: always."""
-    spoil: Callable[[cache_pb2.EmbedResponse], None] | None = None
+    spoil: Callable[[cache_pb2.EmbedResponse], object] | None = None
     hold: threading.Event | None = None
     """Answers wait for it."""
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))

@@ -1,0 +1,105 @@
+"""What is particular to each client: cancellation, loops, threads, forgetting to close."""
+
+import asyncio
+import gc
+import threading
+import weakref
+
+import pytest
+
+from embedkeep import AsyncClient, Client
+from embedkeep.errors import Internal
+from support.fake_node import FakeNode, running
+
+WAIT_S = 30.0
+
+
+async def test_a_cancelled_call_cancels_its_requests_and_harms_no_other() -> None:
+    node = FakeNode(max_inputs=1)
+    with running(node) as (address,):
+        async with AsyncClient(address, timeout_s=WAIT_S) as client:
+            await client.info()
+            node.hold = threading.Event()
+            call = asyncio.create_task(client.embed(["a", "b"]), name="call")
+            for _ in range(2):
+                assert await asyncio.to_thread(node.entered.acquire, timeout=WAIT_S)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            node.hold.set()
+
+            left = [task.get_name() for task in asyncio.all_tasks()]
+            assert not [name for name in left if name.startswith("embedkeep request")]
+            assert (await client.embed(["c"])).shape == (1, 8)
+
+
+async def test_one_failed_part_ends_the_others() -> None:
+    node = FakeNode(max_inputs=1)
+    node.spoil = lambda response: response.tokens.pop()
+    with running(node) as (address,):
+        async with AsyncClient(address) as client:
+            with pytest.raises(Exception, match="does not fit"):
+                await client.embed(["a", "b", "c"])
+
+            left = [task.get_name() for task in asyncio.all_tasks()]
+            assert not [name for name in left if name.startswith("embedkeep request")]
+
+
+def test_a_client_of_another_loop_says_so() -> None:
+    with running(FakeNode()) as (address,):
+        client = AsyncClient(address)
+
+        async def first() -> None:
+            await client.embed(["a"])
+
+        async def second() -> None:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await client.embed(["a"])
+
+        with asyncio.Runner() as one:
+            one.run(first())
+            with asyncio.Runner() as two:
+                two.run(second())
+            one.run(client.close())
+
+
+def test_closing_ends_a_call_of_another_thread() -> None:
+    node = FakeNode(hold=threading.Event())
+    with running(node) as (address,):
+        client = Client(address, timeout_s=WAIT_S)
+        client.info()
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                client.embed(["a"])
+            except Internal as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert node.entered.acquire(timeout=WAIT_S)
+
+        client.close()
+        thread.join(WAIT_S)
+
+        assert len(errors) == 1
+
+
+def test_a_client_that_is_never_closed_warns() -> None:
+    with running(FakeNode()) as (address,):
+        clients = [Client(address)]
+        clients[0].embed(["a"])
+
+        with pytest.warns(ResourceWarning, match="unclosed Client"):
+            clients.clear()
+
+
+def test_a_client_that_was_never_used_needs_no_closing() -> None:
+    client = Client("localhost:1")
+    gone = weakref.ref(client)
+
+    del client
+    gc.collect()
+
+    assert gone() is None

@@ -1,0 +1,281 @@
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from embedkeep.cli.embed import embed
+from embedkeep.cli.finding import address_of, running_caches
+from embedkeep.cli.reading import BATCH_INPUTS, MAX_LINE_BYTES, batches, from_lines
+from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unavailable
+from embedkeep.v1 import cache_pb2
+from support.fake_node import DIMENSIONS, FakeNode, Refusal, running, vector_of
+
+
+@pytest.fixture
+def node() -> FakeNode:
+    return FakeNode()
+
+
+@pytest.fixture
+def address(node: FakeNode) -> Iterator[str]:
+    with running(node) as (one,):
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def no_local_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def run(*arguments: str, stdin: str | bytes = "") -> Result:
+    return CliRunner().invoke(embed, arguments, input=stdin)
+
+
+def failure(result: Result) -> EmbedKeepError:
+    """What the command's root would print."""
+    assert isinstance(result.exception, EmbedKeepError), result.output
+    return result.exception
+
+
+def test_arguments_become_json_lines(address: str) -> None:
+    result = run("--address", address, "a", "b ü")
+
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"line": number, "text": text, "vector": vector_of(text).tolist(), "source": "l1",
+         "tokens": len(text)}
+        for number, text in [(1, "a"), (2, "b ü")]
+    ]  # fmt: skip
+
+
+def test_components_read_back_as_the_same_float32(address: str, node: FakeNode) -> None:
+    odd = np.array([0.1, 1 / 3, 1e-30, -1e30, 5e-324, 3.4e38, 16777216, -0.0], dtype=np.float32)
+
+    def plant(response: cache_pb2.EmbedResponse) -> None:
+        response.vectors = odd.tobytes()
+
+    node.spoil = plant
+    result = run("--address", address, "--no-text", "a")
+
+    record = json.loads(result.stdout)
+    assert np.array(record["vector"], dtype=np.float32).tobytes() == odd.tobytes()
+    assert "text" not in record
+
+
+def test_standard_input_is_one_text_a_line(address: str, node: FakeNode) -> None:
+    result = run("--address", address, stdin="one\n two \r\n\nlast without end")
+
+    assert result.exit_code == 0
+    assert node.texts == ["one", " two ", "", "last without end"]
+    assert node.requests[0].priority == cache_pb2.PRIORITY_BULK
+
+
+def test_a_file_of_many_batches_becomes_one_array(address: str, tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(3 * BATCH_INPUTS + 7)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    output = tmp_path / "out.npy"
+
+    result = run("-a", address, "--file", str(tmp_path / "texts.txt"), "-o", str(output))
+
+    assert result.exit_code == 0, result.output
+    array = np.load(output)
+    np.testing.assert_array_equal(np.stack([vector_of(text) for text in texts]), array)
+    assert array.dtype == np.float32
+    assert f"{len(texts):,} inputs, {DIMENSIONS} dimensions" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"texts.txt", "out.npy"}
+
+
+def test_json_lines_are_read_by_their_field(address: str, node: FakeNode, tmp_path: Path) -> None:
+    file = tmp_path / "docs.jsonl"
+    file.write_text('{"body": "a"}\n{"other": 1}\nnot json\n["a"]\n{"body": "b"}\n')
+
+    result = run("-a", address, "--file", str(file), "--field", "body")
+
+    assert result.exit_code == 1
+    assert node.texts == ["a", "b"]
+    assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 5]
+    assert result.stderr.splitlines()[0] == "line 2: has no string at 'body' (see --field)"
+    assert result.stderr.splitlines()[1].startswith("line 3: is no JSON: ")
+    assert result.stderr.splitlines()[2].startswith("line 4: has no string")
+
+
+def test_failed_inputs_are_named_by_line_and_are_rows_of_nan(
+    address: str, node: FakeNode, tmp_path: Path
+) -> None:
+    node.bad_texts = {"bad": (3, "InvalidInput")}
+    node.max_input_bytes = 50
+    output = tmp_path / "out.npy"
+    lines = ["bad", "good", "x" * 60, "\udcff", "fine"]
+    stdin = "\n".join(lines).encode(errors="surrogateescape")
+
+    result = run("-a", address, "-o", str(output), stdin=stdin)
+
+    assert result.exit_code == 1
+    array = np.load(output)
+    assert np.isnan(array[[0, 2, 3]]).all()
+    np.testing.assert_array_equal(np.stack([vector_of("good"), vector_of("fine")]), array[[1, 4]])
+    assert sorted(result.stderr.splitlines()[:3]) == [
+        "line 1: planted",
+        "line 3: has 60 bytes of UTF-8; at most 50 here: split it before embedding",
+        "line 4: is not UTF-8 (byte 0)",
+    ]
+    assert "3 failed" in result.stderr
+
+
+def test_rows_that_fail_before_the_width_is_known_get_their_place(
+    address: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npy"
+    stdin = b"\xff\n" * BATCH_INPUTS + b"good\n"
+
+    result = run("-a", address, "-o", str(output), stdin=stdin)
+
+    array = np.load(output)
+    assert result.exit_code == 1
+    assert array.shape == (BATCH_INPUTS + 1, DIMENSIONS)
+    assert np.isnan(array[:-1]).all()
+    np.testing.assert_array_equal(vector_of("good"), array[-1])
+
+
+def test_an_array_can_go_through_a_pipe(address: str) -> None:
+    result = run("-a", address, "--format", "npy", "a", "b")
+
+    array = np.load(io.BytesIO(result.stdout_bytes))
+    np.testing.assert_array_equal(np.stack([vector_of("a"), vector_of("b")]), array)
+
+
+def test_a_file_is_left_as_it_was_when_the_cache_fails(
+    address: str, node: FakeNode, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.npy"
+    output.write_text("before")
+    node.refusals.append(Refusal(code=grpc.StatusCode.UNAUTHENTICATED, reason="Unauthenticated"))
+
+    result = run("-a", address, "-o", str(output), "a")
+
+    assert "planted" in str(failure(result))
+    assert output.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+
+
+def test_vectors_of_two_models_are_never_put_into_one_file(
+    address: str, node: FakeNode, tmp_path: Path
+) -> None:
+    def replaced(response: cache_pb2.EmbedResponse) -> None:
+        response.fingerprint = f"model-{len(node.requests)}"
+
+    node.spoil = replaced
+    node.max_inputs = BATCH_INPUTS
+    stdin = "a\n" * (BATCH_INPUTS + 1)
+
+    result = run("-a", address, "-o", str(tmp_path / "out.npy"), stdin=stdin)
+
+    assert isinstance(failure(result), ModelDrift)
+    assert f"line {BATCH_INPUTS + 1}" in str(failure(result))
+
+
+def test_flags_are_what_the_node_is_told(address: str, node: FakeNode, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret-key\n")
+
+    result = run(
+        "-a", address, "--model", "docs", "--prompt", "query", "--dimensions", "3",
+        "--no-normalize", "--priority", "background", "--only-if-cached", "--no-store",
+        "--api-key-file", str(key), "a",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    view = cache_pb2.View(dimensions=3, normalize=False, encoding=cache_pb2.ENCODING_FLOAT32)
+    assert node.requests == [
+        cache_pb2.EmbedRequest(
+            inputs=["a"], model="docs", prompt="query", view=view,
+            priority=cache_pb2.PRIORITY_BACKGROUND,
+            cache_control=cache_pb2.CacheControl(no_store=True, only_if_cached=True),
+        )
+    ]  # fmt: skip
+    assert node.metadata[-1]["authorization"] == "Bearer secret-key"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-a", "localhost", "a"], "--address"),
+        (["a"], "--address: no cache runs here"),
+        (["-a", "h:1", "--file", "/nowhere/x.txt"], "--file: /nowhere/x.txt cannot be read"),
+        (["-a", "h:1", "--file", "/nowhere/x.txt", "a"], "not both"),
+        (["-a", "h:1", "-o", "/nowhere/x.npy", "a"], "--output: /nowhere/x.npy cannot be written"),
+        (["-a", "h:1", "--api-key-file", "/nowhere/key", "a"], "/nowhere/key cannot be read"),
+        (["-a", "h:1", "--tls-ca", "/nowhere/ca.pem", "a"], "/nowhere/ca.pem cannot be read"),
+        (["-a", "h:1"], "no texts: the input is empty"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_to_do(arguments: list[str], named: str) -> None:
+    error = failure(run(*arguments))
+
+    assert isinstance(error, InvalidConfig)
+    assert named in str(error)
+
+
+def test_a_cache_that_is_away_is_an_error_and_not_a_half_file(tmp_path: Path) -> None:
+    with running(FakeNode()) as (address,):
+        pass
+
+    result = run("-a", address, "-o", str(tmp_path / "out.jsonl"), "--timeout", "0.5", "a")
+
+    assert isinstance(failure(result), Unavailable)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_local_cache_is_found_by_its_name_or_alone(
+    tmp_path: Path, node: FakeNode
+) -> None:
+    with running(node) as (address,):
+        for name, pid, port in [("docs", 10, int(address.rpartition(":")[2])), ("gone", 11, 1)]:
+            (tmp_path / name).mkdir()
+            file = tmp_path / name / "run.json"
+            file.write_text(json.dumps({"pid": pid, "ports": {"grpc": port}}))
+        (tmp_path / "half").mkdir()
+        (tmp_path / "half" / "run.json").write_text('{"pid":')
+
+        running_here = running_caches(tmp_path, alive=lambda pid: pid == 10)
+
+        assert running_here == {"docs": address}
+        assert address_of(None, running_here) == address
+        assert address_of("docs", running_here) == address
+        assert address_of("host:1", running_here) == "host:1"
+        with pytest.raises(InvalidConfig, match=r"'gone' .*there are: docs"):
+            address_of("gone", running_here)
+        with pytest.raises(InvalidConfig, match="several caches"):
+            address_of(None, {"a": "x:1", "b": "x:2"})
+
+
+def test_a_line_without_end_is_passed_over_in_bounded_memory() -> None:
+    stream = io.BytesIO(b"a\n" + b"x" * (3 * MAX_LINE_BYTES) + b"\nb\n" + b"y" * MAX_LINE_BYTES)
+
+    lines = list(from_lines(stream))
+
+    assert [(line.number, line.text[:1], bool(line.problem)) for line in lines] == [
+        (1, "a", False), (2, "", True), (3, "b", False), (4, "y", False),
+    ]  # fmt: skip
+
+
+def test_no_more_than_one_batch_is_read_ahead() -> None:
+    """A million lines cost the memory of one batch."""
+    stream = io.BytesIO(b"text\n" * (10 * BATCH_INPUTS))
+
+    first = next(batches(from_lines(stream)))
+
+    assert len(first) == BATCH_INPUTS
+    assert stream.tell() == len(b"text\n") * (BATCH_INPUTS + 1)
+
+
+def test_help_teaches_by_examples() -> None:
+    text = run("--help").output
+
+    assert "embedkeep embed --file questions.txt --output questions.npy" in text
+    assert "Exit status" in text
