@@ -18,11 +18,11 @@ demo: $(VENV)/runtime  ## Start the cache here, replay real questions, show what
 
 .PHONY: test
 test: $(VENV)/dev  ## All tests that need neither a cluster nor torch
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch_backend
 
 .PHONY: test-torch
 test-torch: $(VENV)/torch  ## The torch backend's tests; downloads torch
-	$(BIN)/python -m pytest tests/torch
+	$(BIN)/python -m pytest tests/torch_backend
 
 .PHONY: lint
 lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are up to date
