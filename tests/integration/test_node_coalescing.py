@@ -70,7 +70,8 @@ async def test_work_that_nobody_waits_for_is_cancelled_and_then_starts_anew(
     await tap.entered.get()
 
     only.cancel()
-    await tap.cancellation.wait()
+    async with asyncio.timeout(10):  # well below the 30 s after which the call would end anyway
+        await tap.cancellation.wait()
     tap.gate.set()
 
     assert rows(await node.embed("a")) == tap.computed["a"]

@@ -41,7 +41,7 @@ class Admission:
         """
         mine = self._waiting.get(tenant, 0)
         free = self._bound - self._total
-        if inputs > free or (mine > 0 and mine + inputs > free):
+        if inputs > free or (mine > 0 and mine + inputs > free - inputs):
             raise Overloaded(
                 f"{self._total} inputs wait for the embedder, {mine} of them yours; "
                 f"{inputs} more do not fit the bound of {self._bound}",

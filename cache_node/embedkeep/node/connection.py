@@ -73,14 +73,19 @@ class Connection(asyncio.Protocol):
     def pipeline(self, commands: Sequence[Command]) -> asyncio.Future[list[Reply]]:
         """Write *commands*; the future gets their replies, in order.
 
-        Waiting for the future may be given up at any time. It fails with Unavailable when the
-        connection is lost.
+        The future may be cancelled at any time: its replies are then thrown away as they come. It
+        fails with Unavailable when the connection is lost.
 
         Raises:
             Unavailable: Not connected, stalled, or too much is waiting already. Nothing was sent.
         """
         if self._transport is None or self._transport.is_closing():
             raise Unavailable("not connected")
+        if not commands:
+            # A batch that no reply completes would take the next one's.
+            nothing: asyncio.Future[list[Reply]] = self._loop.create_future()
+            nothing.set_result([])
+            return nothing
         now = self._loop.time()
         if self._waiting and now - self._waiting[0].written_at > self._stall_s:
             self._transport.abort()

@@ -104,12 +104,9 @@ class ValkeyTier:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._target.read_timeout_s):
-                replies = await asyncio.shield(links.reads.pipeline([("GET", key) for key in keys]))
-        except TimeoutError:
-            self._fail("timeout", self._breaker.timeout(time.monotonic()), "reads time out")
-            return [None] * len(keys)
-        except Unavailable as error:
-            self._fail("lost", self._breaker.open(time.monotonic()), str(error))
+                replies = await links.reads.pipeline([("GET", key) for key in keys])
+        except (TimeoutError, Unavailable) as error:
+            self._read_failed(links, error)
             return [None] * len(keys)
         self._breaker = self._breaker.success() if self._breaker.closed else self._breaker
         self._metrics.valkey_seconds.observe(time.perf_counter() - started)
@@ -160,19 +157,23 @@ class ValkeyTier:
             raise Unavailable(f"Valkey is not connected: {self.problem}")
         try:
             async with asyncio.timeout(SYNC_TIMEOUT_S):
-                return await asyncio.shield(links.writes.pipeline(commands))
+                return await links.writes.pipeline(commands)
         except TimeoutError as error:
             raise Unavailable(f"Valkey did not answer within {SYNC_TIMEOUT_S:g} s") from error
 
     async def _attempt(self) -> None:
         """Connect where needed, sync, and open or shut accordingly."""
+        links = self._links
         try:
-            if self._links is None:
-                self._links = await self._connect()
+            if links is None:
+                links = self._links = await self._connect()
             await self._shared.sync(self._run)
             await self._measure()
         except Unavailable as error:
-            self._fail("lost", self._breaker.open(time.monotonic()), str(error))
+            if self._links is links:  # else `_lost` has seen to it
+                self._fail("lost", self._breaker.open(time.monotonic()), str(error))
+            return
+        if self._links is not links:
             return
         if not self.open:
             log.info("valkey tier open", valkey=f"{self._target.host}:{self._target.port}")
@@ -240,6 +241,18 @@ class ValkeyTier:
             self._metrics.valkey_failures.labels("write_dropped").inc()
         elif isinstance(done.result()[0], hiredis.HiredisError):
             self._metrics.valkey_failures.labels("error").inc()
+
+    def _read_failed(self, links: _Links, error: TimeoutError | Unavailable) -> None:
+        """Count a read that failed; the first of those in flight over *links* may shut the tier."""
+        late = isinstance(error, TimeoutError)
+        kind = "timeout" if late else "lost"
+        if links is not self._links:
+            # The tier was shut for it already: the others must not lengthen the pause.
+            self._metrics.valkey_failures.labels(kind).inc()
+            return
+        now = time.monotonic()
+        breaker = self._breaker.timeout(now) if late else self._breaker.open(now)
+        self._fail(kind, breaker, "reads time out" if late else str(error))
 
     def _lost(self) -> None:
         """A connection ended; both go, so that writes and deletes stay in one order."""
