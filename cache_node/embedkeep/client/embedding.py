@@ -140,14 +140,14 @@ class EmbedExchange(Exchange):
     def _ask_near(self, near: NearStore, inputs: list[int]) -> list[int]:
         """Take rows for *inputs* from the near cache; returns what the call still misses."""
         self._generation, identity, found = near.look_up(self._scope, self.texts(inputs))
-        for index in inputs:
-            if identity is None:
-                break
-            if (row := found.get(self._texts[index])) is not None:
-                self._gathered.put_near(index, row)
-                self._gathered.fingerprint = identity.fingerprint
-                self._gathered.epoch = identity.epoch
-                self.near_hits += 1
+        hits = {
+            index: row for index in inputs if (row := found.get(self._texts[index])) is not None
+        }
+        if identity is not None and hits:
+            self._gathered.put_near(hits)
+            self._gathered.fingerprint = identity.fingerprint
+            self._gathered.epoch = identity.epoch
+            self.near_hits += len(hits)
         return self._gathered.missing()
 
     def _cut(self, missing: list[int], info: CacheInfo) -> None:

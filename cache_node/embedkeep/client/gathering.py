@@ -1,6 +1,6 @@
 """Where the rows of one call come together, whatever order they arrive in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,16 @@ class Gathered:
             if source is Source.NONE and index not in self.errors
         ]
 
-    def put_near(self, index: int, row: NearRow) -> None:
-        """A row from the near cache."""
-        self._put(index, np.frombuffer(row.vector, dtype="<f4"), Source.NEAR)
-        self._tokens[index] = row.tokens
-        if row.truncated:
-            self._truncated.add(index)
+    def put_near(self, rows: Mapping[int, NearRow]) -> None:
+        """Rows from the near cache, at least one, by index."""
+        block = np.frombuffer(b"".join(row.vector for row in rows.values()), dtype="<f4")
+        block = block.reshape(len(rows), -1)
+        self._room(block.shape[1])[list(rows)] = block
+        for index, row in rows.items():
+            self._sources[index] = Source.NEAR
+            self._tokens[index] = row.tokens
+            if row.truncated:
+                self._truncated.add(index)
 
     def put_answer(self, inputs: Sequence[int], answer: Answer) -> None:
         """What a node said about *inputs*; its failed rows are the caller's business.
@@ -70,9 +74,10 @@ class Gathered:
         Raises:
             InvalidResponse: Another number of dimensions than the rows before.
         """
-        for index, row in zip(inputs, rows, strict=True):
+        self._room(rows.shape[1])[list(inputs)] = rows
+        for index in inputs:
             self.errors.pop(index, None)
-            self._put(index, row, Source.FALLBACK)
+            self._sources[index] = Source.FALLBACK
 
     def near_rows(self, inputs: Sequence[int]) -> Iterator[tuple[int, NearRow]]:
         """Those of *inputs* that have a row, as the near cache keeps it."""
@@ -108,10 +113,6 @@ class Gathered:
             saved_device_s=self._saved_device_s,
             spent_device_s=self._spent_device_s,
         )
-
-    def _put(self, index: int, row: NDArray[np.float32], source: Source) -> None:
-        self._room(len(row))[index] = row
-        self._sources[index] = source
 
     def _room(self, dimensions: int) -> NDArray[np.float32]:
         """The array, made when the first row shows its width."""

@@ -55,7 +55,9 @@ class NearStore:
         self._options = options
         self._clock = clock
         self._lock = threading.Lock()
-        self._rows: OrderedDict[tuple[Scope, str], tuple[float, NearRow]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, str], tuple[float, NearRow]] = OrderedDict()
+        # Numbers stand for scopes in the keys: hashing a scope for each text costs more than the rest.
+        self._scopes: dict[Scope, int] = {}
         self._identity: Identity | None = None
         self._generation = 0
         self._bytes = 0
@@ -75,8 +77,9 @@ class NearStore:
         oldest = self._clock() - self._options.max_age_s
         found: dict[str, NearRow] = {}
         with self._lock:
+            number = self._scopes.get(scope, -1)
             for text in texts:
-                key = (scope, text)
+                key = (number, text)
                 if (kept := self._rows.get(key)) is None:
                     continue
                 if kept[0] < oldest:
@@ -97,8 +100,9 @@ class NearStore:
             if self._identity is not None and identity != self._identity:
                 self._empty()
             self._identity = identity
+            number = self._scopes.setdefault(scope, len(self._scopes))
             for text, row in rows.items():
-                key = (scope, text)
+                key = (number, text)
                 self._drop(key)
                 size = _size(text, row)
                 if size > self._options.max_bytes:
@@ -119,7 +123,7 @@ class NearStore:
         self._identity = None
         self._generation += 1
 
-    def _drop(self, key: tuple[Scope, str]) -> None:
+    def _drop(self, key: tuple[int, str]) -> None:
         if (kept := self._rows.pop(key, None)) is not None:
             self._bytes -= _size(key[1], kept[1])
 
