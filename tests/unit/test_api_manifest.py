@@ -132,7 +132,8 @@ def test_a_date_stays_text() -> None:
                                          ' embedkeep.dev/v1alpha1, got "embedkeep.dev/v1"')),
         (GOOD.replace("kind: EmbeddingCache\n", ""), ("cache.yaml:1: kind: is missing, must be"
                                                      " EmbeddingCache")),
-        (GOOD.replace("name: docs", "1: docs"), "cache.yaml:4: metadata.1: a name must be text; quote it"),
+        (GOOD.replace("name: docs", "1: docs"),
+         "cache.yaml:4: metadata.1: a name must be text; quote it"),
         ("a: !!python/object:os.system x", ("cache.yaml: is no YAML: could not determine a"
          " constructor for the tag 'tag:yaml.org,2002:python/object:os.system'")),
     ],

@@ -234,7 +234,8 @@ class Child:
     async def _probe(self, was_ready: asyncio.Event) -> None:
         """Follow readiness while the process runs."""
         while True:
-            reason = await self.program.probe()
+            # Before its id is known, an answer would be somebody else's.
+            reason = await self.program.probe() if self.pid is not None else "is being started"
             if self._stopping:
                 return
             if reason is None and self.state is not State.READY:

