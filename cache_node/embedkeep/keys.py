@@ -85,6 +85,5 @@ class KeySpace:
         """
         data = text.encode()
         state = self._base.copy()
-        state.update(_length(len(data)))
-        state.update(data)
+        state.update(_length(len(data)) + data)
         return Key(self._prefix + state.digest())

@@ -5,6 +5,7 @@ keeps the garbage collector out and a batch's copy to one call.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,10 +21,18 @@ over 100,000 entries, and rounded up: tests/unit/test_arena.py."""
 
 MISSING: Final = -1
 
-Notes = tuple[int, bool, int]
-"""Tokens, whether truncated, device time in ns."""
 
-_row = np.dtype([("tokens", "<u4"), ("truncated", "?"), ("device_ns", "<u8")])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hits:
+    """What was read from some slots, in their order."""
+
+    vectors: NDArray[np.float32]
+    """Shape (slots, dimensions)."""
+    tokens: list[int]
+    truncated: list[int]
+    """Positions of entries whose text the model did not read to its end."""
+    device_ns: int
+    """What all of them had cost."""
 
 
 class Arena:
@@ -43,7 +52,9 @@ class Arena:
         """Entries dropped for room so far."""
         # Not touched before it is used, so that the kernel gives memory as entries come.
         self._vectors = np.empty((self.capacity, dimensions), np.float32)
-        self._rows = np.empty(self.capacity, _row)
+        self._tokens = np.empty(self.capacity, np.uint32)
+        self._truncated = np.empty(self.capacity, np.bool_)
+        self._device_ns = np.empty(self.capacity, np.uint64)
         self._slots: dict[Key, int] = {}
         self._keys: list[Key | None] = []
         self._free: list[int] = []
@@ -64,15 +75,15 @@ class Arena:
                 hit(slot)
         return slots
 
-    def vectors(self, slots: Sequence[int]) -> NDArray[np.float32]:
-        """A copy of the vectors in *slots*: shape (len(slots), dimensions)."""
-        found: NDArray[np.float32] = self._vectors[np.asarray(slots, np.intp)]
-        return found
-
-    def notes(self, slots: Sequence[int]) -> list[Notes]:
-        """What was noted beside the vectors in *slots*."""
-        rows: list[Notes] = self._rows[np.asarray(slots, np.intp)].tolist()
-        return rows
+    def read(self, slots: Sequence[int]) -> Hits:
+        """A copy of what lies in *slots*."""
+        at = np.asarray(slots, np.intp)
+        return Hits(
+            vectors=self._vectors[at],
+            tokens=self._tokens[at].tolist(),
+            truncated=np.flatnonzero(self._truncated[at]).tolist(),
+            device_ns=int(self._device_ns[at].sum()),
+        )
 
     def put(self, key: Key, entry: Entry, tenant: bytes) -> None:
         """Keep *entry*; an earlier one under *key* is overwritten. Drops others for room."""
@@ -86,7 +97,9 @@ class Arena:
             self._used[tenant] += 1
             self._policies[tenant].insert(slot, key)
         self._vectors[slot] = entry.vector
-        self._rows[slot] = (entry.tokens, entry.truncated, entry.device_ns)
+        self._tokens[slot] = entry.tokens
+        self._truncated[slot] = entry.truncated
+        self._device_ns[slot] = entry.device_ns
 
     def remove(self, key: Key) -> None:
         """Forget *key*, if it is held."""

@@ -26,7 +26,7 @@ from embedkeep.errors import (
 )
 from embedkeep.keys import TAG_BYTES, Key
 from embedkeep.node.admission import Admission
-from embedkeep.node.arena import MISSING, Arena, Notes
+from embedkeep.node.arena import MISSING, Arena, Hits
 from embedkeep.node.embedders import Embedders, Outcome, Work
 from embedkeep.node.flights import Flights, Origin, Trip
 from embedkeep.node.metrics import Metrics, Result
@@ -93,30 +93,33 @@ class Answer:
     def take(self, index: int, entry: Entry, result: Result) -> None:
         """Answer one row."""
         self.rows[index] = entry.vector
-        self._note(index, (entry.tokens, entry.truncated, entry.device_ns), result)
+        self.results[index] = result
+        self.tokens[index] = entry.tokens
+        if entry.truncated:
+            self.truncated.append(index)
+        if result is Result.EMBEDDER:
+            self.spent_ns += entry.device_ns
+        else:
+            self.saved_ns += entry.device_ns
 
-    def take_from(self, arena: Arena, indices: list[int], slots: list[int]) -> None:
-        """Answer rows from L1 in one copy."""
-        self.rows[indices] = arena.vectors(slots)
-        for index, notes in zip(indices, arena.notes(slots), strict=True):
-            self._note(index, notes, Result.L1)
+    def take_hits(self, indices: Sequence[int], hits: Hits) -> None:
+        """Answer rows from L1, all at once."""
+        self.truncated.extend(indices[at] for at in hits.truncated)
+        self.saved_ns += hits.device_ns
+        if len(indices) == len(self.results):  # the common case, without another copy
+            self.rows, self.tokens = hits.vectors, hits.tokens
+            self.results = [Result.L1] * len(indices)
+            return
+        self.rows[indices] = hits.vectors
+        for index, tokens in zip(indices, hits.tokens, strict=True):
+            self.results[index] = Result.L1
+            self.tokens[index] = tokens
 
     def fail(self, index: int, error: EmbedKeepError) -> None:
         """Refuse one row."""
         self.errors[index] = error
         self.results[index] = Result.NOT_CACHED if isinstance(error, NotCached) else Result.ERROR
         self.rows[index] = np.nan
-
-    def _note(self, index: int, notes: Notes, result: Result) -> None:
-        tokens, truncated, device_ns = notes
-        self.results[index] = result
-        self.tokens[index] = tokens
-        if truncated:
-            self.truncated.append(index)
-        if result is Result.EMBEDDER:
-            self.spent_ns += device_ns
-        else:
-            self.saved_ns += device_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,18 +253,17 @@ class Cache:
         """Answer what L1 holds; the rest is missing. Does not wait."""
         request = asked.request
         make = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt).key
-        indices: list[int] = []
-        keys: list[Key] = []
-        for index, text in enumerate(request.texts):
-            if error := check(text, self._limits.max_input_bytes):
+        texts, most = request.texts, self._limits.max_input_bytes
+        for index, text in enumerate(texts):
+            if error := check(text, most):
                 answer.fail(index, error)
-            else:
-                indices.append(index)
-                keys.append(make(text))
+        indices = [index for index in range(len(texts)) if index not in answer.errors]
+        keys = [make(texts[index]) for index in indices]
         slots = [MISSING] * len(keys) if request.fresh else arena.find(keys, asked.tenant.tag)
         found = [at for at, slot in enumerate(slots) if slot != MISSING]
         if found:
-            answer.take_from(arena, [indices[at] for at in found], [slots[at] for at in found])
+            hits = arena.read([slots[at] for at in found])
+            answer.take_hits([indices[at] for at in found], hits)
         missing: Missing = {}
         if len(found) < len(keys):
             for index, key, slot in zip(indices, keys, slots, strict=True):

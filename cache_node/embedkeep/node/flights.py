@@ -180,6 +180,10 @@ class Flights:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A task that is cancelled before its first step never gets to land its flights.
+        for flight in self._flying.values():
+            flight.land(Internal("the node is stopping"), Origin.EMBEDDER)
+        self._flying.clear()
 
     async def _carry(self, trip: Trip, carry: Carry) -> None:
         try:

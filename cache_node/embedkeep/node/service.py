@@ -254,7 +254,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
                 view, model_dimensions=space.dimensions, model_normalizes=space.normalized
             )
         return Request(
-            texts=request.inputs,
+            texts=list(request.inputs),
             prompt=self._prompt(request.model, request.prompt),
             view=view,
             purpose=_PURPOSES[request.priority],
@@ -321,7 +321,7 @@ def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
         vectors=views.apply(view, answer.rows),
         dimensions=view.dimensions,
         encoding=_WIRE_ENCODINGS[view.encoding],
-        sources=[_SOURCES[result] for result in answer.results],
+        sources=map(_SOURCES.__getitem__, answer.results),
         statuses=statuses,
         tokens=answer.tokens,
         truncated=sorted(answer.truncated),

@@ -115,5 +115,5 @@ def decode(record: bytes) -> Space:
             min_canary_cosine=float(found["min_canary_cosine"]),
             canaries=canaries.reshape(-1, dimensions),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InvalidResponse(f"the agreement in Valkey cannot be read: {error}") from error

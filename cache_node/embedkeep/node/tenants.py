@@ -58,15 +58,22 @@ class Tenants:
     Args:
         partitions: In the order of the config; a single one named "" where there are no tenants.
         keys: Partition by the SHA-256 of each valid API key.
+        versions: Of the key files, taken before *keys* was read from them.
     """
 
     def __init__(
-        self, partitions: Sequence[Partition], keys: Mapping[bytes, Partition], config: NodeConfig
+        self,
+        partitions: Sequence[Partition],
+        keys: Mapping[bytes, Partition],
+        config: NodeConfig,
+        *,
+        versions: tuple[object, ...],
     ) -> None:
         self.partitions = tuple(partitions)
         self._by_tag = {partition.tag: partition for partition in partitions}
         self._keys = keys
         self._config = config
+        self._versions = versions
 
     @property
     def required(self) -> bool:
@@ -102,11 +109,10 @@ class Tenants:
         A file that cannot be read leaves the keys as they are: a rotation half done must not
         shut everybody out.
         """
-        seen = await asyncio.to_thread(_versions, self._config.tenants)
         while True:
             await asyncio.sleep(poll_s)
             now = await asyncio.to_thread(_versions, self._config.tenants)
-            if now == seen:
+            if now == self._versions:
                 continue
             try:
                 self._keys = await asyncio.to_thread(
@@ -115,7 +121,7 @@ class Tenants:
             except InvalidConfig as error:
                 log.warning("API keys not re-read", why=str(error))
                 continue
-            seen = now
+            self._versions = now
             log.info("API keys re-read", keys=len(self._keys))
 
 
@@ -126,7 +132,7 @@ def open_tenants(config: NodeConfig) -> Tenants:
         InvalidConfig: A file is missing or empty, the secret is short, or two tenants share a key.
     """
     if not config.tenants:
-        return Tenants([Partition("", tenant_salt(b"", ""))], {}, config)
+        return Tenants([Partition("", tenant_salt(b"", ""))], {}, config, versions=())
     assert config.cluster_secret_file is not None  # noqa: S101 - the config's own rule
     secret = _read(config.cluster_secret_file, "cluster_secret_file").strip()
     if len(secret) < MIN_SECRET_BYTES:
@@ -138,7 +144,9 @@ def open_tenants(config: NodeConfig) -> Tenants:
     partitions = [
         Partition(tenant.name, tenant_salt(secret, tenant.name)) for tenant in config.tenants
     ]
-    return Tenants(partitions, read_keys(config.tenants, partitions), config)
+    versions = _versions(config.tenants)
+    keys = read_keys(config.tenants, partitions)
+    return Tenants(partitions, keys, config, versions=versions)
 
 
 def read_keys(tenants: Sequence[Tenant], partitions: Sequence[Partition]) -> dict[bytes, Partition]:
