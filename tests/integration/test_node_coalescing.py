@@ -6,6 +6,8 @@ import pytest
 from support.node import Node, rows, sources
 from support.tap import Tap
 
+from embedkeep.v1 import cache_pb2
+
 
 async def test_fifty_concurrent_identical_misses_cost_one_embedding(node: Node, tap: Tap) -> None:
     tap.gate.clear()
@@ -99,10 +101,20 @@ async def test_rows_that_are_there_are_answered_though_others_run_out_of_time(
 ) -> None:
     await node.embed("known")
     tap.gate.clear()
+    # Over a stream the deadline is the node's to hold: gRPC does not cut the answer off.
+    stream = node.stub.EmbedStream(timeout=30)
+    await stream.write(
+        cache_pb2.EmbedStreamRequest(
+            id=1, timeout_ms=300, request=cache_pb2.EmbedRequest(inputs=["known", "slow"])
+        )
+    )
 
-    answer = await node.embed("known", "slow", timeout_s=1.0)
+    message = await stream.read()
     tap.gate.set()
+    stream.cancel()
 
+    assert isinstance(message, cache_pb2.EmbedStreamResponse)
+    answer = message.response
     assert list(answer.statuses) == [0, grpc.StatusCode.DEADLINE_EXCEEDED.value[0]]
     assert rows(answer)[0] == tap.computed["known"][0]
 

@@ -36,8 +36,8 @@ from embedkeep.node.tier import ValkeyTier
 from embedkeep.records import Entry
 from embedkeep.v1 import embedder_pb2
 
-ANSWER_MARGIN_S: Final = 0.01
-"""Left of a deadline to send what is there; a tenth of it where it is short."""
+ANSWER_MARGIN_S: Final = 0.05
+"""Left of a deadline to send what is there; a fifth of it where it is short."""
 
 _SLOWEST: Final = (
     Result.ERROR, Result.EMBEDDER, Result.COALESCED, Result.VALKEY, Result.NOT_CACHED, Result.L1,
@@ -203,7 +203,7 @@ class Cache:
             await self._read_only(asked, answer, missing)
         elif missing:
             left_s = timeout_s - (time.perf_counter() - started)
-            wait_s = left_s - min(ANSWER_MARGIN_S, left_s / 10)
+            wait_s = left_s - min(ANSWER_MARGIN_S, left_s / 5)
             await self._fly(asked, answer, missing, wait_s)
         self._count(answer, time.perf_counter() - started)
         if len(answer.errors) == len(request.texts):
