@@ -3,10 +3,9 @@ import asyncio
 import grpc
 import pytest
 
+from embedkeep.v1 import cache_pb2
 from support.node import Node, rows, sources
 from support.tap import Tap
-
-from embedkeep.v1 import cache_pb2
 
 
 async def test_fifty_concurrent_identical_misses_cost_one_embedding(node: Node, tap: Tap) -> None:
