@@ -232,9 +232,13 @@ async def test_tenants_and_certificates_come_from_the_secrets_folder(
     place: Place, tmp_path: Path
 ) -> None:
     secrets = tmp_path / "secrets"
-    authority = Authority()
-    authority.write_pair(secrets / "certs", "localhost")
-    (secrets / "key").mkdir()
+    for folder in ("certs", "key"):
+        (secrets / folder).mkdir(parents=True)
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue("localhost")
+    for made, name in ((pair.cert_file, "tls.crt"), (pair.key_file, "tls.key"),
+                       (authority.ca_file, "ca.crt")):  # fmt: skip
+        made.rename(secrets / "certs" / name)
     (secrets / "key" / "apiKey").write_text("sesame\n")
     place.file.write_text(
         CACHE + "  security:\n"

@@ -340,7 +340,8 @@ class Supervisor:
                 raise bug
             child = self.children[name]
             if child.state is State.FAILED:
-                said = "".join(f"\n    {line}" for line in child.last_lines)
+                told = [line for line in child.last_lines if '"level": "info"' not in line]
+                said = "".join(f"\n    {line}" for line in told or child.last_lines)
                 words = f"; it said last:{said}" if said else " and said nothing"
                 return Unavailable(
                     f"{name} could not be started in {child.starts} tries: {child.reason}{words}"
