@@ -49,7 +49,7 @@ def check_bits(backend: OnnxBackend, texts: list[str], *, rounds: int) -> None:
     """Compare each text's vector alone with the one from batches put together at random."""
     rows = [row.ids for row in backend.tokenize(texts)]
     alone = [backend.embed([row])[0].tobytes() for row in rows]
-    draw = random.Random(7)  # noqa: S311  # repeatable, not secret
+    draw = random.Random(7)  # repeatable, not secret
     for _ in range(rounds):
         order = draw.sample(range(len(rows)), len(rows))
         while order:
@@ -79,7 +79,7 @@ def test_real_questions_have_the_same_bits_in_any_batch(backend: OnnxBackend) ->
     with gzip.open(Path(data) / "intents_banking77.jsonl.gz", "rt") as lines:
         texts = [json.loads(line)["text"] for line in lines]
 
-    draw = random.Random(11)  # noqa: S311  # as above
+    draw = random.Random(11)  # as above
     check_bits(backend, draw.sample(texts, 300), rounds=3)
 
 
