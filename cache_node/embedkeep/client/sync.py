@@ -186,7 +186,7 @@ class Client:
             while True:
                 due = exchange.due(clock())
                 if len(due) == 1 and not flying and exchange.rest_s(clock()) is None:
-                    # The usual call is one request: without a future it is a third faster.
+                    # The usual call is one request; a future would cost it about 0.1 ms more.
                     self._call(exchange, due[0], metadata)
                     continue
                 for transmit in due:
