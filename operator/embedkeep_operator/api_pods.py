@@ -3,9 +3,18 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from embedkeep_operator.fields import Key, ObjectName, Part, Rule, Text, exactly_one, there
+from embedkeep_operator.fields import (
+    Key,
+    ObjectName,
+    Part,
+    Rule,
+    Text,
+    each_name_once,
+    exactly_one,
+    there,
+)
 
 LabelValue = Annotated[
     str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
@@ -13,6 +22,7 @@ LabelValue = Annotated[
 Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
 Amount = Annotated[
     str,
+    BeforeValidator(lambda given: str(given) if type(given) is int else given),
     Field(
         max_length=32,
         pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$",
@@ -136,6 +146,8 @@ class PodTemplate(Part):
         ),
     ] = ()
     """Variables for all containers. The operator's own win."""
+
+    rules = (each_name_once("env"),)
 
 
 class PodSettings(Part):

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from embedkeep_operator.fields import Key, Label, ObjectName, Part, Seconds, exactly_one, ordered
+from embedkeep_operator.fields import (
+    Key,
+    Label,
+    ObjectName,
+    Part,
+    Seconds,
+    each_name_once,
+    exactly_one,
+    ordered,
+)
 
 
 class SimilarityMode(StrEnum):
@@ -182,6 +191,8 @@ class Security(Part):
         ),
     ] = ()
     """Empty: everybody may call, and all share one partition."""
+
+    rules = (each_name_once("tenants"),)
 
 
 class Monitoring(Part):

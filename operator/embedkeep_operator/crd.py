@@ -110,7 +110,9 @@ def _structural(node: Json, shared: Json) -> Json:
     if kept.get("x-kubernetes-int-or-string"):
         kept.pop("type", None)
         kept["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    if nullable and kept.get("type") != "object":
+    # A null for a part or an enum is pruned by the API server, which is as good; an enum that
+    # lists null would refuse it.
+    if nullable and kept.get("type") != "object" and "enum" not in kept:
         kept["nullable"] = True
     return _with_default_as_written(kept)
 

@@ -176,8 +176,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class Rule:
     """Something that several fields must keep to together."""
 
-    cel: str
-    """For the API server."""
+    cel: str | None
+    """For the API server. None: it has another way to say the same."""
     message: str
     """What is allowed, naming the fields as the user writes them."""
     check: Callable[[Any], bool] | None = None
@@ -213,9 +213,9 @@ class Part(BaseModel):
     ) -> JsonSchemaValue:
         """Add the rules, and the class's docstring, which a field's own replaces."""
         found = handler.resolve_ref_schema(handler(schema))
-        if cls.rules:
+        if any(rule.cel for rule in cls.rules):
             found["x-kubernetes-validations"] = [
-                {"rule": rule.cel, "message": rule.message} for rule in cls.rules
+                {"rule": rule.cel, "message": rule.message} for rule in cls.rules if rule.cel
             ]
         return found
 
@@ -239,6 +239,17 @@ def ordered(*names: str) -> Rule:
         cel=" && ".join(f"self.{low} <= self.{high}" for low, high in pairs),
         message=f"{' <= '.join(said)} must hold",
         check=lambda part: sorted(values := [getattr(part, name) for name in names]) == values,
+    )
+
+
+def each_name_once(field: str) -> Rule:
+    """No two items of this list have one name; x-kubernetes-list-map-keys says it in the CRD."""
+    return Rule(
+        cel=None,
+        message=f"{to_camel(field)}: each name once",
+        check=lambda part: (
+            len({item.name for item in getattr(part, field)}) == len(getattr(part, field))
+        ),
     )
 
 

@@ -91,6 +91,7 @@ def parse(text: str, *, source: str) -> EmbeddingCache:
         raise InvalidConfig(_yaml_message(error), source=source) from error
     if problems := list(_identity(data)):
         raise _invalid(problems, lines, source)
+    data = _without_nulls(data, _schema())
     problems = list(_shape(data, _schema(), ()))
     try:
         resource = EmbeddingCache.model_validate_json(json.dumps(data), strict=True)
@@ -192,12 +193,27 @@ def _schema() -> Json:
     return {**schema, "properties": {**properties, "metadata": metadata}}
 
 
+def _without_nulls(data: object, schema: Json) -> object:
+    """As the API server does: a null where none is allowed is as good as nothing."""
+    if isinstance(data, list):
+        return [_without_nulls(item, _known(index, schema)) for index, item in enumerate(data)]
+    if not _is_mapping(data):
+        return data
+    children = ((name, child, _known(name, schema)) for name, child in data.items())
+    return {
+        name: _without_nulls(child, known)
+        for name, child, known in children
+        if child is not None or known.get("nullable") or not known
+    }
+
+
+def _known(step: str | int, schema: Json) -> Json:
+    known = _schema_of(step, schema)
+    return known if isinstance(known, dict) else {}
+
+
 def _shape(data: object, schema: Json, path: Where) -> Iterator[Problem]:
-    """Unknown fields, and nulls where a field must be left out instead."""
-    if data is None:
-        if not schema.get("nullable") and path:
-            yield Problem(path=path, message="may not be null: give a value, or leave it out")
-        return
+    """Unknown fields."""
     children: Iterable[tuple[str | int, object]] = ()
     if isinstance(data, list):
         children = enumerate(data)

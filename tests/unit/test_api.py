@@ -169,6 +169,10 @@ BROKEN = {
         },
         "give at most one of value and valueFrom",
     ),
+    "two tenants have two names": (
+        {"security": {"tenants": [{"name": "a", "apiKeySecretRef": {"name": "k"}}] * 2}},
+        "tenants: each name once",
+    ),
     "shards are bounded": ({"nodes": {"shards": 65}}, "less than or equal to 64"),
     "a batch takes time": (
         {"embedder": {"managed": {"batch": {"targetMs": 0}}}},
@@ -194,6 +198,16 @@ def test_a_name_may_have_forty_characters() -> None:
     resource = EmbeddingCache.model_validate(a_resource() | {"metadata": {"name": "a" * 40}})
 
     assert resource.metadata.name == "a" * 40
+
+
+def test_an_amount_may_be_a_number() -> None:
+    given = a_resource(nodes={"resources": {"limits": {"cpu": 1}}})
+
+    nodes = EmbeddingCache.model_validate(given).spec.nodes
+
+    assert nodes is not None
+    assert nodes.resources is not None
+    assert nodes.resources.limits == {"cpu": "1"}
 
 
 def test_null_ports_do_not_collide() -> None:

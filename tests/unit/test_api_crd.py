@@ -118,6 +118,7 @@ def test_storage_cannot_be_changed_later() -> None:
 def test_what_may_be_null_is_nullable() -> None:
     assert ALL[".spec.nodes.ttl"]["nullable"] is True
     assert "nullable" not in ALL[".spec.nodes"]
+    assert "nullable" not in ALL[".spec.embedder.managed.device"], "an enum refuses null anyway"
 
 
 def test_all_fields_of_the_types_are_in_it() -> None:

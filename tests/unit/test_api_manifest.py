@@ -100,9 +100,15 @@ def test_a_rule_over_several_fields_names_their_parent() -> None:
     ]
 
 
-def test_a_null_part_is_left_out_instead() -> None:
-    assert said(GOOD + "  nodes: {storage: }\n") == [
-        "cache.yaml:10: spec.nodes.storage: may not be null: give a value, or leave it out"
+def test_a_null_where_none_is_allowed_is_as_good_as_nothing() -> None:
+    """So the API server takes it."""
+    nulls = "  nodes: {storage: , shards: null}\n  security: {tenants: null}\n"
+
+    assert parse(GOOD + nulls, source="cache.yaml").spec == (
+        parse(GOOD + "  nodes: {}\n  security: {}\n", source="cache.yaml").spec
+    )
+    assert said(GOOD.replace("name: org/model", "name: null")) == [
+        "cache.yaml:7: spec.model.name: is missing"
     ]
 
 
