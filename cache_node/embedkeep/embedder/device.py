@@ -13,8 +13,8 @@ T = TypeVar("T")
 class DeviceThread:
     """Runs blocking calls one after another on its own thread, for one event loop.
 
-    A daemon: a model that is still loading, or a batch on a device that hangs, never keeps a
-    process from ending. (The loop's own executor would be waited for.)
+    A daemon: a model that is still loading, or a batch on a device that hangs, is not waited for
+    at the end, as the loop's own executor would be. See `ended`.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,6 +32,15 @@ class DeviceThread:
     def close(self) -> None:
         """End the thread once its present call returns; does not wait."""
         self._jobs.put(None)
+
+    def ended(self, *, within_s: float) -> bool:
+        """Whether the thread ends in that time after `close`.
+
+        Where not, the interpreter must not be shut down around it: native code that is called
+        back then aborts the whole process. `os._exit` is what is left.
+        """
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

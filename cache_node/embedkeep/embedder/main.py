@@ -1,8 +1,11 @@
 """The embedder's process: load the model, answer while it is warm, drain at the end."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from typing import Final
 
 from embedkeep.config import Backend as BackendName
 from embedkeep.config import EmbedderConfig
@@ -14,6 +17,9 @@ from embedkeep.errors import EmbedKeepError
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import embedder_pb2_grpc
 
+_LOADING_MAY_END_S: Final = 0.5
+"""How long a model that is still loading may take to its end when the process is told to stop."""
+
 
 def main(config: EmbedderConfig) -> None:
     """Run an embedder until SIGINT or SIGTERM.
@@ -23,10 +29,21 @@ def main(config: EmbedderConfig) -> None:
     Raises:
         SystemExit: It cannot start or its device broke; with a message for people, status 1.
     """
+    metrics = EmbedderMetrics()
+    service = EmbedderService(
+        config.model,
+        config.batch,
+        metrics=metrics,
+        max_message_bytes=config.max_message_bytes,
+    )
     try:
-        run(lambda stop: _serve(config, stop), process="embedder")
+        run(lambda stop: _serve(config, service, metrics, stop), process="embedder")
     except EmbedKeepError as error:
         raise SystemExit(f"embedder: {error}") from None
+    if not service.ended(within_s=_LOADING_MAY_END_S):
+        # Everything else is closed; only a model that was still loading is left.
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def open_backend(config: EmbedderConfig) -> Backend:
@@ -48,15 +65,13 @@ def open_backend(config: EmbedderConfig) -> Backend:
     return TorchBackend(config, described)
 
 
-async def _serve(config: EmbedderConfig, stop: asyncio.Event) -> None:
-    metrics = EmbedderMetrics()
+async def _serve(
+    config: EmbedderConfig,
+    service: EmbedderService,
+    metrics: EmbedderMetrics,
+    stop: asyncio.Event,
+) -> None:
     health = Health([SERVICE])
-    service = EmbedderService(
-        config.model,
-        config.batch,
-        metrics=metrics,
-        max_message_bytes=config.max_message_bytes,
-    )
     endpoint = Endpoint(
         grpc=config.grpc,
         metrics=config.metrics,

@@ -130,6 +130,10 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         await asyncio.shield(self._ready.task)
         raise EmbedderUnavailable("the batcher ended")
 
+    def ended(self, *, within_s: float) -> bool:
+        """Whether the model's thread ends in that time after `close`; see `DeviceThread.ended`."""
+        return self._device.ended(within_s=within_s)
+
     async def close(self) -> None:
         """Stop; calls that still wait are refused."""
         if self._ready is not None:
