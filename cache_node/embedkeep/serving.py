@@ -14,34 +14,22 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Never
+from typing import Final
 
 import grpc
 import structlog
 import uvloop
-from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from embedkeep.config import Listen, ServerTls
-from embedkeep.errors import (
-    REASON_KEY,
-    RETRY_KEY,
-    EmbedKeepError,
-    InvalidConfig,
-    Retryable,
-    code_of,
-)
+from embedkeep.errors import InvalidConfig
+from embedkeep.refusal import Decoding
 from embedkeep.tls import server_credentials
 
 MAX_CONNECTION_AGE_MS: Final = 300_000
 """Clients reconnect after five minutes, so that new servers get their share of old clients."""
-
-STATUS_BY_CODE: Final = {status.value[0]: status for status in grpc.StatusCode}
-
-Context = grpc.aio.ServicerContext[Message, Message]
-"""Of any call."""
 
 log = structlog.stdlib.get_logger()
 
@@ -81,7 +69,6 @@ async def serving(
     register: Callable[[grpc.aio.Server], None],
     health: Health,
     registry: CollectorRegistry,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[tuple[int, int]]:
     """Listen while the block runs; then take no new calls and let those in flight end.
 
@@ -92,7 +79,7 @@ async def serving(
         InvalidConfig: A port or an address cannot be bound, or a certificate cannot be read.
     """
     server = grpc.aio.server(
-        interceptors=list(interceptors),
+        interceptors=[Decoding()],
         maximum_concurrent_rpcs=endpoint.max_concurrent_calls,
         options=[
             ("grpc.max_receive_message_length", endpoint.max_message_bytes),
@@ -110,11 +97,11 @@ async def serving(
         [*health.services[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
          reflection.SERVICE_NAME], server)  # fmt: skip
     await health.set(serving=False)
-    grpc_port = _bind(server, endpoint)
+    # In this order, since a port of gRPC that was bound and never served is not given back.
     metrics_server, metrics_thread = _serve_metrics(endpoint.metrics, registry)
     try:
+        ports = (_bind(server, endpoint), metrics_server.server_port)
         await server.start()
-        ports = (grpc_port, metrics_server.server_port)
         if endpoint.announce_file is not None:
             _write_whole(
                 endpoint.announce_file, json.dumps({"grpc": ports[0], "metrics": ports[1]})
@@ -128,15 +115,6 @@ async def serving(
         metrics_server.server_close()
         metrics_thread.join()
         log.info("stopped")
-
-
-async def refuse(context: Context, error: EmbedKeepError) -> Never:
-    """End a call with *error*: its code, its class, and when a retry has a chance."""
-    trailers = [(REASON_KEY, error.reason)]
-    if isinstance(error, Retryable) and error.retry_after_s is not None:
-        trailers.append((RETRY_KEY, str(round(error.retry_after_s * 1000))))
-    await context.abort(STATUS_BY_CODE[code_of(error)], str(error), tuple(trailers))
-    raise AssertionError  # abort raises
 
 
 def run(main: Callable[[asyncio.Event], Coroutine[None, None, None]], *, process: str) -> None:
@@ -195,7 +173,10 @@ def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> int:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, server_credentials(endpoint.tls))
     except RuntimeError as error:
-        raise InvalidConfig(f"cannot listen on {address}: is it in use?", field="grpc") from error
+        doubt = "" if endpoint.tls is None else " And does the key fit the certificate?"
+        raise InvalidConfig(
+            f"cannot listen on {address}: is it in use?{doubt}", field="grpc"
+        ) from error
 
 
 def _serve_metrics(listen: Listen, registry: CollectorRegistry):  # type: ignore[no-untyped-def]  # noqa: ANN202  # its types are wsgiref's

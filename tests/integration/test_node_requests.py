@@ -289,3 +289,30 @@ async def test_a_draining_node_answers_what_a_stream_has_asked_and_then_ends_it(
     assert answer.response.vectors == tap.computed["a"][0]
     assert end == grpc.aio.EOF
     assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_bytes_that_are_no_message_are_the_callers_fault(node: Node, tap: Tap) -> None:
+    """A lone surrogate in UTF-8, as some languages send it, among them."""
+    call = node.channel.unary_unary("/embedkeep.v1.EmbeddingCache/Embed")
+
+    for data in (b"\x0a\x03\xed\xa0\x80", b"\xff\xff\xff"):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(data, timeout=30)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "surrogates" in (refused.value.details() or "")
+
+    assert tap.calls == []
+
+
+async def test_a_stream_ends_at_bytes_that_are_no_message_and_answers_what_came_before(
+    node: Node, tap: Tap
+) -> None:
+    stream = node.channel.stream_stream("/embedkeep.v1.EmbeddingCache/EmbedStream")(timeout=30)
+    good = cache_pb2.EmbedStreamRequest(id=1, request=cache_pb2.EmbedRequest(inputs=["a"]))
+    await stream.write(good.SerializeToString())
+    await stream.write(b"\xff\xff\xff")
+
+    answer = cache_pb2.EmbedStreamResponse.FromString(await stream.read())
+
+    assert answer.response.vectors == tap.computed["a"][0]
+    assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT

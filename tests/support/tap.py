@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 
 from embedkeep.errors import Internal, InvalidRequest, ModelDrift, Overloaded
-from embedkeep.serving import refuse
+from embedkeep.refusal import refuse
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 
 DIMENSIONS = 8

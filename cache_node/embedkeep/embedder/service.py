@@ -28,7 +28,7 @@ from embedkeep.errors import (
     Unavailable,
     code_of,
 )
-from embedkeep.serving import Context, refuse
+from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import embedder_pb2 as pb
 from embedkeep.v1 import embedder_pb2_grpc
 

@@ -19,7 +19,7 @@ from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Answer, Cache, Request, check
 from embedkeep.node.metrics import Result
 from embedkeep.node.tenants import Partition, Tenants
-from embedkeep.serving import Context, refuse
+from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc, embedder_pb2
 
 ROW_BYTES: Final = 288

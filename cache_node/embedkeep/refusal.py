@@ -1,0 +1,117 @@
+"""How calls are refused: with one of our errors, also when the request is no valid message.
+
+gRPC decodes before a service sees anything, and reports what cannot be decoded as an unknown
+failure of the server. `Decoding` decodes in the service's stead, so that the caller hears
+INVALID_ARGUMENT. Used by our servers.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Never
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from embedkeep.errors import (
+    REASON_KEY,
+    RETRY_KEY,
+    EmbedKeepError,
+    InvalidRequest,
+    Retryable,
+    code_of,
+)
+
+Context = grpc.aio.ServicerContext[Message, Message]
+"""Of any call."""
+
+OWN_SERVICES: Final = "/embedkeep."
+
+_STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
+
+
+async def refuse(context: Context, error: EmbedKeepError) -> Never:
+    """End a call with *error*: its code, its class, and when a retry has a chance."""
+    trailers = [(REASON_KEY, error.reason)]
+    if isinstance(error, Retryable) and error.retry_after_s is not None:
+        trailers.append((RETRY_KEY, str(round(error.retry_after_s * 1000))))
+    await context.abort(_STATUS[code_of(error)], str(error), tuple(trailers))
+    raise AssertionError  # abort raises
+
+
+Handler = Any
+"""grpc.RpcMethodHandler; its types know gRPC's threaded functions, not asyncio's."""
+
+
+class _Malformed:
+    """Stands where a message should be."""
+
+    def __init__(self, error: DecodeError) -> None:
+        self.error = InvalidRequest(
+            f"the request cannot be read: {error}; texts must be valid UTF-8, without lone "
+            "surrogates"
+        )
+
+
+Decode = Callable[[bytes], Message]
+
+
+def _tolerant(decode: Decode) -> Callable[[bytes], Message | _Malformed]:
+    def attempt(data: bytes) -> Message | _Malformed:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return _Malformed(error)
+
+    return attempt
+
+
+class Decoding(grpc.aio.ServerInterceptor):
+    """Decodes requests of our services; what cannot be decoded is refused as the caller's fault.
+
+    A stream ends at such a message: what was asked before it is answered first.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of one call."""
+        handler = await continuation(handler_call_details)
+        # None: no such method; gRPC says so itself.
+        if handler is None or not handler_call_details.method.startswith(OWN_SERVICES):
+            return handler
+        decode = _tolerant(handler.request_deserializer)
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _unary(handler.unary_unary), decode, handler.response_serializer
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            _stream(handler.stream_stream), decode, handler.response_serializer
+        )
+
+
+def _unary(serve: Callable[[Message, Context], Awaitable[Message]]) -> Any:
+    async def checked(request: Message | _Malformed, context: Context) -> Message:
+        if isinstance(request, _Malformed):
+            await refuse(context, request.error)
+        return await serve(request, context)
+
+    return checked
+
+
+def _stream(serve: Callable[[AsyncIterator[Message], Context], Awaitable[None]]) -> Any:
+    async def checked(requests: AsyncIterator[Message | _Malformed], context: Context) -> None:
+        bad: list[_Malformed] = []
+
+        async def readable() -> AsyncIterator[Message]:
+            async for request in requests:
+                if isinstance(request, _Malformed):
+                    bad.append(request)
+                    return
+                yield request
+
+        await serve(readable(), context)
+        for request in bad:
+            await refuse(context, request.error)
+
+    return checked
