@@ -94,6 +94,7 @@ def test_the_picture_shows_processes_tiers_books_and_events() -> None:
             SEEN,
             {"l1": 10},
             [Event(at=time.time(), process="node", message=f"event {n}") for n in range(20)],
+            hint="Ctrl-C stops",
             now_s=0,
         )
     )

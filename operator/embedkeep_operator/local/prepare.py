@@ -22,6 +22,7 @@ from embedkeep.errors import InvalidConfig
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.api_nodes import Nodes
 from embedkeep_operator.api_nodes import Ports as WantedPorts
+from embedkeep_operator.local.certificate import way_in
 from embedkeep_operator.local.probes import grpc_health, valkey_ping
 from embedkeep_operator.local.state import Ports, kept_secret, write_private
 from embedkeep_operator.local.supervisor import Program
@@ -128,17 +129,7 @@ def prepare(
     for name, config in (("node", node), ("embedder", embedder)):
         write_private(folder / f"{name}.json", config.model_dump_json(indent=1).encode())
         (folder / f"{name}.announce.json").unlink(missing_ok=True)
-    node_tls = None
-    if node.tls is not None:
-        # A node that wants certificates from its clients is shown its own.
-        shown = node.tls.client_ca_file is not None
-        authority = node.tls.cert_file.with_name("ca.crt")
-        node_tls = ClientTls(
-            ca_file=authority if authority.exists() else node.tls.cert_file,
-            cert_file=node.tls.cert_file if shown else None,
-            key_file=node.tls.key_file if shown else None,
-            server_name="localhost",
-        )
+    node_tls = way_in(node.tls) if node.tls is not None else None
     env = {**os.environ, **_without_proxy(os.environ), "PYTHONUNBUFFERED": "1"}
     ours = partial(_own_program, folder=folder, env=env)
     return Prepared(

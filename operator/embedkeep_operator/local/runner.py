@@ -124,7 +124,8 @@ class Local:
         self._file = file
         self._root = state_dir if state_dir is not None else default_root()
         self._secrets = secrets
-        self._logs = logs
+        self.logs = logs
+        """Folder of log files; None: none yet, or lines go to *on_line*."""
         self._on_line = on_line
         self._on_event = on_event
         self._wait_s = wait_s
@@ -200,9 +201,9 @@ class Local:
     ) -> Callable[[str, str, str], None]:  # fmt: skip
         if self._on_line is not None:
             return self._on_line
-        logs = self._logs if self._logs is not None else folder / "logs"
-        await asyncio.to_thread(logs.mkdir, parents=True, exist_ok=True)
-        output = Output(logs)
+        self.logs = self.logs if self.logs is not None else folder / "logs"
+        await asyncio.to_thread(self.logs.mkdir, parents=True, exist_ok=True)
+        output = Output(self.logs)
         output.start()
         stack.push_async_callback(output.close)
         return output.line

@@ -160,13 +160,13 @@ class Child:
         if self._process is not None:
             self._become(State.STOPPING)
             self._ask(b"T")
-            await asyncio.wait({task}, timeout=self.program.stop_grace_s)
-            if not task.done():
-                self._tell("did not stop in time: killed", bad=True)
-                self._ask(b"K")
-                await asyncio.wait({task}, timeout=KILL_GRACE_S)
-            if not task.done() and self._process is not None:
-                self._process.kill()
+        await asyncio.wait({task}, timeout=self.program.stop_grace_s)
+        if not task.done():
+            self._tell("did not stop in time: killed", bad=True)
+            self._ask(b"K")
+            await asyncio.wait({task}, timeout=KILL_GRACE_S)
+        if not task.done() and self._process is not None:
+            self._process.kill()
         await task
 
     def kill(self) -> None:

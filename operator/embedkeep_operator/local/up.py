@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
@@ -108,9 +108,12 @@ async def _up(file: Path, flags: Flags) -> None:
         )
         async with local as running:
             signals.kill = running.supervisor.kill
-            for text in _introduction(running, logs=None if to_terminal else flags["logs"]):
-                output.line("up", "stdout", text)
-            show = _live(console, local, running) if live else _plain(output, running)
+            if live:
+                show = _live(console, local, running)
+            else:
+                for text in _introduction(running, logs=flags["logs"]):
+                    output.line("up", "stdout", text)
+                show = _plain(output, running)
             await _until_over(running, signals.first, show)
             output.line("up", "stdout", "stopping")
     finally:
@@ -124,7 +127,10 @@ def _introduction(running: Running, *, logs: Path | None) -> list[str]:
     return [*running.notes, f"{running.name}: {where}"]
 
 
-async def _until_over(running: Running, stop: asyncio.Event, show) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  # a coroutine of either view
+async def _until_over(
+    running: Running, stop: asyncio.Event, show: Coroutine[None, None, None]
+) -> None:
+    """Show until a signal comes; raises what a process was given up for."""
     tasks = {
         asyncio.create_task(stop.wait(), name="signals"),
         asyncio.create_task(_fail(running), name="failures"),
@@ -177,11 +183,19 @@ def _standing(child: Child) -> str:
 
 async def _live(console: Console, local: Local, running: Running) -> None:
     """A picture, redrawn every second."""
+    for note in running.notes:
+        console.print(note, highlight=False)
     title = f"embedkeep {running.name}   gRPC {running.address}   metrics {running.metrics_url}"
 
     def drawn(counts: Counts, rate: dict[str, float]) -> RenderableType:
         return view.picture(
-            title, running.processes.values(), counts, rate, local.events, now_s=time.monotonic()
+            title,
+            running.processes.values(),
+            counts,
+            rate,
+            local.events,
+            hint=f"logs in {local.logs}   Ctrl-C stops",
+            now_s=time.monotonic(),
         )
 
     with Live(
@@ -192,7 +206,9 @@ async def _live(console: Console, local: Local, running: Running) -> None:
             await asyncio.to_thread(screen.update, drawn(counts, rate), refresh=True)
 
 
-async def _looks(running: Running, every_s: float):  # type: ignore[no-untyped-def]  # noqa: ANN202  # an endless generator
+async def _looks(
+    running: Running, every_s: float
+) -> AsyncGenerator[tuple[Counts, dict[str, float]], None]:
     """Counts and rates, now and again."""
     before, before_s = Counts(), time.monotonic()
     while True:

@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from embedkeep_operator.fields import format_quantity
 from embedkeep_operator.local.observe import Counts
 from embedkeep_operator.local.supervisor import Child, Event, State
 
@@ -62,11 +61,13 @@ def picture(  # noqa: PLR0913  # what is on the screen
     rate: Mapping[str, float],
     events: Iterable[Event],
     *,
+    hint: str,
     now_s: float,
 ) -> RenderableType:
     """The whole screen.
 
     Args:
+        hint: What to do next.
         now_s: On the monotonic clock.
     """
     return Group(
@@ -79,7 +80,7 @@ def picture(  # noqa: PLR0913  # what is on the screen
         totals(counts),
         Text(),
         *map(_event, [*events][-SHOWN_EVENTS:]),
-        Text("Ctrl-C stops", style="dim"),
+        Text(hint, style="dim"),
     )
 
 
@@ -147,8 +148,3 @@ def _event(event: Event) -> Text:
     at = time.strftime("%H:%M:%S", time.localtime(event.at))
     style = "red" if event.bad else ""
     return Text.assemble((f"{at} ", "dim"), f"{event.process}: ", (event.message, style))
-
-
-def sizes(l1: int, valkey: int) -> str:
-    """What was asked for."""
-    return f"l1 {format_quantity(l1)}, valkey {format_quantity(valkey)}"
