@@ -4,10 +4,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support.node import Node, node_config, running
 from support.tap import Tap, serve_tap
 from support.valkey import Valkey, valkey
+
+# How long an example takes says more of the machine and its load than of what is tested.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

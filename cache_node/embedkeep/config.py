@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from embedkeep.errors import InvalidConfig
 
@@ -85,18 +85,18 @@ class ModelSpec(_Frozen):
     """Longer inputs are cut, and marked. None: what the model was made for."""
     source: HubSource | PathSource | PackageSource = Field(default_factory=HubSource)
 
-    @model_validator(mode="before")
+    @field_validator("source", mode="before")
     @classmethod
-    def _source_by_field(cls, data: object) -> object:
+    def _source_by_field(cls, source: object) -> object:
         """Tell the three sources apart by the field that only one of them has."""
-        if isinstance(data, dict) and isinstance(source := data.get("source"), dict):
+        if isinstance(source, dict):
             kind = (
                 PathSource if "path" in source
                 else PackageSource if "package" in source
                 else HubSource
             )  # fmt: skip
-            return {**data, "source": kind.model_validate(source)}
-        return data
+            return kind.model_validate(source)
+        return source
 
 
 class ValkeyTarget(_Frozen):

@@ -16,7 +16,8 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
     Raises:
         InvalidConfig: A file cannot be read now.
     """
-    shown = _versions(tls)
+    first = _server_config(tls)
+    shown: tuple[int, ...] = ()  # so the first handshake looks again: files may change till then
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         nonlocal shown
@@ -30,7 +31,7 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
         return config
 
     return grpc.dynamic_ssl_server_credentials(
-        _server_config(tls),
+        first,
         renewed,  # type: ignore[arg-type]  # None keeps what is shown: gRPC's docs allow it
         require_client_authentication=tls.client_ca_file is not None,
     )

@@ -15,9 +15,10 @@ from embedkeep.keys import Key
 from embedkeep.node.eviction import S3Fifo, tenant_to_evict
 from embedkeep.records import Entry
 
-OVERHEAD_BYTES: Final = 512
+OVERHEAD_BYTES: Final = 768
 """Of an entry beside its vector: key, dictionaries, the policy's notes. Measured with tracemalloc
-over 100,000 entries, and rounded up: tests/unit/test_arena.py."""
+where it is largest, in an arena that has evicted and whose dictionaries have just doubled, and
+rounded up: tests/unit/test_arena.py."""
 
 MISSING: Final = -1
 

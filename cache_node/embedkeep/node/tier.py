@@ -27,6 +27,8 @@ STALL_S: Final = 1.0
 """Without any reply for so long, a connection is dropped."""
 SYNC_TIMEOUT_S: Final = 2.0
 READ_QUEUE_BYTES: Final = 16 << 20
+CONTROL_QUEUE_BYTES: Final = 1 << 20
+"""Room for syncs and deletes behind a full queue of writes: else a burst would shut the tier."""
 
 log = structlog.stdlib.get_logger()
 
@@ -119,6 +121,9 @@ class ValkeyTier:
         links = self._links
         if not self.open or links is None:
             return
+        if links.writes.waiting_bytes + entry.nbytes > self._target.write_queue_bytes:
+            self._metrics.valkey_failures.labels("write_dropped").inc()
+            return
         ttl = () if self._target.ttl_s is None else ("EX", self._target.ttl_s)
         try:
             done = links.writes.pipeline([("SET", key, encode(key, entry), *ttl)])
@@ -202,7 +207,7 @@ class ValkeyTier:
                 address,
                 on_lost=self._lost,
                 stall_s=SYNC_TIMEOUT_S,
-                max_waiting_bytes=self._target.write_queue_bytes,
+                max_waiting_bytes=self._target.write_queue_bytes + CONTROL_QUEUE_BYTES,
             )
         except BaseException:
             reads.close()

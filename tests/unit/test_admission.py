@@ -1,0 +1,143 @@
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from embedkeep.errors import Overloaded
+from embedkeep.node.admission import Admission
+
+
+def burst(admission: Admission, tenant: str, *, inputs: int = 1) -> int:
+    """Have *tenant* send until it is refused; how many inputs were let in."""
+    before = admission.total
+    while True:
+        try:
+            admission.enter(tenant, inputs)
+        except Overloaded:
+            return admission.total - before
+
+
+def test_a_tenant_alone_gets_half() -> None:
+    assert burst(Admission(100), "ann") == 50
+
+
+@given(bound=st.integers(1, 500), sizes=st.lists(st.integers(1, 60), min_size=2, max_size=50))
+def test_a_tenant_alone_gets_at_most_half_however_it_slices_its_requests(
+    bound: int, sizes: Sequence[int]
+) -> None:
+    admission = Admission(bound)
+    for inputs in sizes:
+        before = admission.total
+        try:
+            admission.enter("ann", inputs)
+        except Overloaded:
+            assert admission.total == before
+        else:
+            assert before == 0 or admission.total <= bound // 2
+
+
+def test_two_tenants_get_a_third_each() -> None:
+    admission = Admission(90)
+    shares = {"ann": 0, "bob": 0}
+    for _ in range(90):
+        for tenant in shares:
+            try:
+                admission.enter(tenant, 1)
+            except Overloaded:
+                continue
+            shares[tenant] += 1
+
+    assert shares == {"ann": 30, "bob": 30}
+
+
+@given(
+    bound=st.integers(64, 1000),
+    order=st.lists(st.sampled_from(["ann", "bob", "cid", "dee"]), max_size=1200),
+)
+def test_a_newcomer_finds_room_while_others_burst(bound: int, order: Sequence[str]) -> None:
+    admission = Admission(bound)
+    for tenant in order:
+        try:
+            admission.enter(tenant, 1)
+        except Overloaded:
+            continue
+
+    admission.enter("new", 1)
+
+
+def test_a_request_larger_than_the_share_is_answered_when_nothing_else_of_the_tenant_waits() -> (
+    None
+):
+    admission = Admission(10)
+    admission.enter("bob", 1)
+
+    admission.enter("ann", 9)
+
+    assert admission.total == 10
+
+
+def test_a_request_larger_than_the_bound_is_refused() -> None:
+    with pytest.raises(Overloaded, match="11 more do not fit the bound of 10"):
+        Admission(10).enter("ann", 11)
+
+
+def test_a_refusal_says_how_much_waits_and_counts_nothing() -> None:
+    admission = Admission(4)
+    admission.enter("ann", 1)
+    admission.enter("bob", 2)
+
+    with pytest.raises(Overloaded, match="3 inputs wait for the embedder, 2 of them yours") as full:
+        admission.enter("bob", 1)
+
+    assert full.value.retry_after_s is not None
+    assert admission.total == 3
+
+
+class Counting(RuleBasedStateMachine):
+    """Requests come and go in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound = 40
+        self.admission = Admission(self.bound)
+        self.waiting: list[tuple[str, int]] = []
+
+    @rule(tenant=st.sampled_from(["ann", "bob", "cid"]), inputs=st.integers(1, 45))
+    def enter(self, tenant: str, inputs: int) -> None:
+        mine = sum(count for name, count in self.waiting if name == tenant)
+        free = self.bound - sum(count for _, count in self.waiting)
+        fits = inputs <= free if mine == 0 else mine + inputs <= free - inputs
+        try:
+            self.admission.enter(tenant, inputs)
+        except Overloaded:
+            assert not fits
+        else:
+            assert fits
+            self.waiting.append((tenant, inputs))
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        if self.waiting:
+            gone = data.draw(st.integers(0, len(self.waiting) - 1))
+            self.admission.leave(*self.waiting.pop(gone))
+
+    @invariant()
+    def counts_what_waits_and_never_more_than_the_bound(self) -> None:
+        assert self.admission.total == sum(count for _, count in self.waiting) <= self.bound
+
+
+TestCounting = Counting.TestCase
+
+
+def test_when_all_have_left_it_is_as_at_first() -> None:
+    """A tenant that left must not be remembered: names would pile up."""
+    admission = Admission(10)
+    admission.enter("ann", 3)
+    admission.enter("ann", 2)
+
+    admission.leave("ann", 3)
+    admission.leave("ann", 2)
+
+    assert (admission.total, admission._waiting) == (0, {})

@@ -1,0 +1,199 @@
+import gc
+import tracemalloc
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from embedkeep.keys import KEY_BYTES, Key
+from embedkeep.node.arena import MISSING, OVERHEAD_BYTES, Arena
+from embedkeep.node.eviction import HITS_TO_PASS
+from embedkeep.records import Entry
+
+DIMENSIONS = 4
+SLOT_BYTES = 4 * DIMENSIONS + OVERHEAD_BYTES
+ANN, BOB, CID = b"ann.", b"bob.", b"cid."
+
+
+def a_key(tenant: bytes, number: int) -> Key:
+    return Key(tenant * 2 + number.to_bytes(KEY_BYTES - 8, "little"))
+
+
+def an_entry(number: int, dimensions: int = DIMENSIONS) -> Entry:
+    """An entry that can be told from those of other numbers by each of its fields."""
+    return Entry(
+        vector=np.full(dimensions, number, np.float32),
+        tokens=number,
+        truncated=number % 2 == 1,
+        device_ns=number << 32,
+    )
+
+
+def an_arena(capacity: int, *tenants: bytes) -> Arena:
+    return Arena(nbytes=capacity * SLOT_BYTES, dimensions=DIMENSIONS, tenants=tenants or (ANN,))
+
+
+def held(arena: Arena, tenant: bytes, number: int) -> int | None:
+    """The number of the entry under a key, if all its fields agree on one."""
+    (slot,) = arena.find([a_key(tenant, number)], tenant)
+    if slot == MISSING:
+        return None
+    hits = arena.read([slot])
+    (tokens,) = hits.tokens
+    expected = an_entry(tokens)
+    assert hits.vectors[0].tobytes() == expected.vector.tobytes()
+    assert bool(hits.truncated) is expected.truncated
+    assert hits.device_ns == expected.device_ns
+    return tokens
+
+
+tenants = st.sampled_from([ANN, BOB, CID])
+numbers = st.integers(0, 15)
+
+
+class ArenaBesideADict(RuleBasedStateMachine):
+    """Any order of calls: a key holds what was put last under it, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arena = an_arena(0)
+        self.put: dict[Key, int] = {}
+        self.count = 0
+
+    @initialize(capacity=st.integers(0, 12))
+    def start(self, capacity: int) -> None:
+        self.arena = an_arena(capacity, ANN, BOB, CID)
+
+    @rule(tenant=tenants, number=numbers)
+    def store(self, tenant: bytes, number: int) -> None:
+        self.count += 1
+        key = a_key(tenant, number)
+        self.put[key] = self.count
+        self.arena.put(key, an_entry(self.count), tenant)
+        if self.arena.capacity:
+            assert held(self.arena, tenant, number) == self.count
+
+    @rule(tenant=tenants, wanted=st.lists(numbers, max_size=8))
+    def find(self, tenant: bytes, wanted: list[int]) -> None:
+        keys = [a_key(tenant, number) for number in wanted]
+        slots = self.arena.find(keys, tenant)
+        hits = [(key, slot) for key, slot in zip(keys, slots, strict=True) if slot != MISSING]
+        found = [slot for _, slot in hits]
+        expected = [self.put[key] for key, _ in hits]
+        read = self.arena.read(found)
+        assert read.vectors[:, 0].tolist() == read.tokens == expected
+        assert read.truncated == [at for at, number in enumerate(expected) if number % 2]
+        assert read.device_ns == sum(number << 32 for number in expected)
+
+    @rule(tenant=tenants, number=numbers)
+    def remove(self, tenant: bytes, number: int) -> None:
+        self.put.pop(key := a_key(tenant, number), None)
+        self.arena.remove(key)
+        assert held(self.arena, tenant, number) is None
+
+    @rule(tenant=tenants)
+    def remove_tenant(self, tenant: bytes) -> None:
+        others = len(self.arena) - self.arena._used[tenant]
+        self.put = {key: put for key, put in self.put.items() if not key.startswith(tenant)}
+        self.arena.remove_tenant(tenant)
+        assert len(self.arena) == others
+        assert all(held(self.arena, tenant, number) is None for number in range(16))
+
+    @invariant()
+    def holds_at_most_its_capacity_and_loses_nothing_without_need(self) -> None:
+        assert len(self.arena) <= self.arena.capacity
+        assert len(self.arena) == sum(self.arena._used.values())
+        if len(self.put) <= self.arena.capacity and self.arena.evictions == 0:
+            assert len(self.arena) == len(self.put)
+
+
+TestArenaBesideADict = ArenaBesideADict.TestCase
+TestArenaBesideADict.settings = settings(max_examples=150, stateful_step_count=60)
+
+
+def test_capacity_counts_vectors_and_overhead() -> None:
+    assert Arena(nbytes=10 * SLOT_BYTES, dimensions=DIMENSIONS, tenants=[ANN]).capacity == 10
+    assert Arena(nbytes=10 * SLOT_BYTES - 1, dimensions=DIMENSIONS, tenants=[ANN]).capacity == 9
+
+
+def test_an_arena_without_memory_keeps_nothing() -> None:
+    arena = Arena(nbytes=0, dimensions=DIMENSIONS, tenants=[ANN])
+
+    arena.put(a_key(ANN, 1), an_entry(1), ANN)
+
+    assert (len(arena), arena.find([a_key(ANN, 1)], ANN)) == (0, [MISSING])
+
+
+def test_what_is_handed_out_is_a_copy() -> None:
+    """A slot is overwritten while an answer made from it is still being sent."""
+    arena = an_arena(1)
+    arena.put(a_key(ANN, 1), an_entry(1), ANN)
+    vectors = arena.read(arena.find([a_key(ANN, 1)], ANN)).vectors
+
+    arena.put(a_key(ANN, 2), an_entry(2), ANN)
+
+    assert vectors.tolist() == [[1.0] * DIMENSIONS]
+
+
+def test_a_tenant_asking_for_much_does_not_push_out_one_that_is_under_its_share() -> None:
+    arena = an_arena(100, ANN, BOB)
+    for number in range(40):
+        arena.put(a_key(BOB, number), an_entry(number), BOB)
+
+    for number in range(1000):
+        arena.put(a_key(ANN, number), an_entry(number), ANN)
+
+    assert [held(arena, BOB, number) for number in range(40)] == list(range(40))
+    assert len(arena) == 100
+    assert arena.evictions == 1000 - 60
+
+
+def test_a_tenant_that_wakes_gets_its_share_back() -> None:
+    arena = an_arena(100, ANN, BOB)
+    for number in range(100):
+        arena.put(a_key(ANN, number), an_entry(number), ANN)
+
+    for number in range(50):
+        arena.put(a_key(BOB, number), an_entry(number), BOB)
+
+    assert [held(arena, BOB, number) for number in range(50)] == list(range(50))
+    assert sum(held(arena, ANN, number) is not None for number in range(100)) == 50
+
+
+def test_an_entry_that_is_asked_for_outlives_a_scan() -> None:
+    arena = an_arena(20)
+    arena.put(a_key(ANN, 0), an_entry(0), ANN)
+    for _ in range(3):
+        arena.find([a_key(ANN, 0)], ANN)
+
+    for number in range(1, 100):
+        arena.put(a_key(ANN, number), an_entry(number), ANN)
+
+    assert held(arena, ANN, 0) == 0
+
+
+def test_an_entrys_overhead_is_at_most_what_the_constant_says() -> None:
+    """A node's memory limit is made from it: a larger overhead ends in an OOM kill.
+
+    Python's dictionaries double at 43,691 entries, as at every doubling of that: just above, an
+    entry costs most. All entries pass their trial and then others come, so that every part of the
+    policy is in use.
+    """
+    entries = 44_000
+    gc.collect()
+    tracemalloc.start()
+    try:
+        arena = Arena(nbytes=entries * (4 + OVERHEAD_BYTES), dimensions=1, tenants=[ANN])
+        for number in range(2 * entries):
+            key = a_key(ANN, number)
+            arena.put(key, an_entry(number, dimensions=1), ANN)
+            if number < entries:
+                arena.find([key] * HITS_TO_PASS, ANN)
+        gc.collect()
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(arena) == entries
+    assert used / entries - 4 <= OVERHEAD_BYTES
