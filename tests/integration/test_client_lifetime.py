@@ -12,12 +12,14 @@ from embedkeep.errors import Internal
 from support.fake_node import FakeNode, running
 
 WAIT_S = 30.0
+NEVER_S = 1000.0
+"""Longer than a test may run: who waits for it has failed."""
 
 
 async def test_a_cancelled_call_cancels_its_requests_and_harms_no_other() -> None:
     node = FakeNode(max_inputs=1)
     with running(node) as (address,):
-        async with AsyncClient(address, timeout_s=WAIT_S) as client:
+        async with AsyncClient(address, timeout_s=NEVER_S) as client:
             await client.info()
             node.hold = threading.Event()
             call = asyncio.create_task(client.embed(["a", "b"]), name="call")
