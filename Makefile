@@ -98,9 +98,11 @@ $(VENV)/dev: $(VENV)/runtime requirements/dev.txt
 	@$(PIP) install --require-hashes -r requirements/dev.txt
 	@touch $@
 
-# torch is several GB: uv fetches its parts at once.
+# torch is several GB: uv fetches its parts at once. It reads none of pip's settings, so pip is tried
+# where it fails.
 $(VENV)/torch: $(VENV)/dev requirements/torch.txt requirements/lock.txt
 	@echo "installing torch, several GB ..."
 	@$(PIP) install --require-hashes -r requirements/lock.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/torch.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/torch.txt || \
+	  $(PIP) install --require-hashes -r requirements/torch.txt
 	@touch $@

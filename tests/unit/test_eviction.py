@@ -136,7 +136,20 @@ def test_a_scan_of_new_keys_does_not_push_out_what_is_used() -> None:
         used.discard(slot)
         policy.insert(slot, f"scanned {n}")
 
-    assert len(used) >= capacity - capacity // TRIAL_PART - 1
+    # A tenth is on trial, and at first one more: the first victim was chosen before any new key.
+    assert len(used) == capacity - capacity // TRIAL_PART - 1
+
+
+def test_every_hit_in_the_main_queue_is_worth_another_round() -> None:
+    policy = filled("a", "b", "c")
+    for slot in (0, 1):
+        for _ in range(HITS_TO_PASS):
+            policy.hit(slot)
+    assert policy.victim() == 2  # a and b pass their trial
+    for slot in (0, 0, 0, 1):
+        policy.hit(slot)
+
+    assert [policy.victim(), policy.victim()] == [1, 0]
 
 
 def test_a_key_that_comes_back_soon_after_its_trial_is_not_tried_again() -> None:
@@ -246,6 +259,14 @@ def test_a_tenant_that_wakes_takes_back_what_was_lent_and_no_more() -> None:
         used["bob"] += 1
 
     assert (used, dict(losers)) == ({"ann": 50, "bob": 50}, {"ann": 50, "bob": 30})
+
+
+def test_two_tenants_at_their_shares_do_not_push_each_other_out() -> None:
+    """101 slots for two: whoever holds the odd one, each then pays for its own entries."""
+    shares = {"ann": 1, "bob": 1}
+
+    assert tenant_to_evict({"ann": 51, "bob": 50}, shares, newcomer="bob") == "bob"
+    assert tenant_to_evict({"ann": 51, "bob": 50}, shares, newcomer="ann") == "ann"
 
 
 def test_a_tenant_whose_share_was_taken_away_holds_lent_room_only() -> None:
