@@ -222,12 +222,12 @@ class Batching(_Frozen):
     background_target_s: Annotated[float, Field(gt=0)] = 0.02
     """The same for background work: what a person may have to wait for it to end."""
     max_wait_s: Annotated[float, Field(gt=0)] = 2.0
-    """While a lower class has an input that waits longer, every fourth batch is that class's: nothing
-    starves, and no backlog stands before people."""
+    """While a lower class has an input that waits longer, every fourth batch is that class's:
+    nothing starves, and no backlog stands before people."""
     max_batch_inputs: Annotated[int, Field(ge=1)] = 512
     max_queue_inputs: Annotated[int, Field(ge=1)] = 16384
-    """Beyond it work is refused with RESOURCE_EXHAUSTED; bulk beyond three quarters of it, background
-    work beyond half."""
+    """Beyond it work is refused with RESOURCE_EXHAUSTED; bulk beyond three quarters of it,
+    background work beyond half."""
     max_request_inputs: Annotated[int, Field(ge=1)] = 2048
 
 
