@@ -18,6 +18,7 @@ from embedkeep_operator.local.backoff import Backoff
 from embedkeep_operator.local.supervisor import Event, Program, State, Supervisor, ended_how
 from support.endings import until_gone
 
+TESTS = Path(__file__).parents[1]
 QUICK = Backoff(first_s=0.01, most_s=0.05, first_tries=3)
 
 READY = """
@@ -245,7 +246,7 @@ async def test_nothing_outlives_a_killed_parent(tmp_path: Path, number: signal.S
         *(sys.executable, __file__, str(tmp_path)),
         stdout=subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [TESTS, *sys.path]))},
     )
     try:
         assert parent.stdout is not None

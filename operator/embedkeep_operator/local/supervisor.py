@@ -29,6 +29,8 @@ PROBE_STARTING_S: Final = 0.1
 PROBE_READY_S: Final = 1.0
 ORPHAN_GRACE_S: Final = 5.0
 """How long a child may take to stop after `embedkeep up` itself was killed."""
+LAST_WORDS_S: Final = 2.0
+"""How long output is still read after the process has ended."""
 KILL_GRACE_S: Final = 5.0
 """How long a watchdog may take to kill what it holds."""
 
@@ -209,7 +211,10 @@ class Child:
         probing = asyncio.create_task(self._probe(was_ready), name=f"{self.name} probe")
         try:
             code = await process.wait()
-            await asyncio.gather(*tasks)
+            if code < 0:  # the watchdog itself was killed
+                self._kill_group()
+            # Bounded, because what has escaped from its group may hold the pipes open.
+            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
         finally:
             if process.stdin is not None:
                 process.stdin.close()  # whatever happened, the watchdog ends what it holds
@@ -217,8 +222,6 @@ class Child:
                 task.cancel()
             await asyncio.gather(probing, *tasks, return_exceptions=True)
             self._process = None
-        if code < 0:  # the watchdog itself was killed
-            self._kill_group()
         self.reason = ended_how(code)
         self._record = self._record.after_end(
             ready=was_ready.is_set(),
