@@ -4,6 +4,7 @@ Pure: `embedkeep up` and the operator differ only in the `Place` they give, neve
 means.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
     return NodeConfig(
         name=resource.metadata.name,
         model=model_spec(spec.model, place.secrets),
+        agreement=agreement(resource),
         grpc=place.grpc,
         metrics=place.metrics,
         tls=server_tls(security, place.secrets),
@@ -118,6 +120,25 @@ def embedder_config(
         drain_s=place.drain_s,
         announce_file=place.announce_file,
     )
+
+
+def agreement(resource: EmbeddingCache) -> str:
+    """Names what the nodes of this cache agree on: 32 hexadecimal digits.
+
+    Changes with every field that is meant to change vectors, so that such a change of the resource
+    starts a new agreement by itself. Prompts are none of them: they are part of each key.
+    """
+    model, managed = resource.spec.model, resource.spec.embedder.managed
+    source = model.source
+    wanted = [
+        model.name,
+        model.revision,
+        model.max_tokens,
+        source.path if source else None,
+        source.package.name if source and source.package else None,
+        [managed.backend, managed.dtype, managed.quantization] if managed else None,
+    ]
+    return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
 
 
 def model_spec(model: Model, secrets: Path) -> ModelSpec:

