@@ -187,14 +187,10 @@ class Child:
         self._pid_file.unlink(missing_ok=True)
         self.last_lines.clear()
         started_s = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
+        process, exited = await _started(
             *(sys.executable, "-I", "-S", str(WATCHDOG), str(self._pid_file), str(ORPHAN_GRACE_S)),
             *self.program.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
             env=self.program.env,
-            start_new_session=True,
         )
         self._process = process
         self.starts += 1
@@ -210,7 +206,8 @@ class Child:
         ]
         probing = asyncio.create_task(self._probe(was_ready), name=f"{self.name} probe")
         try:
-            code = await process.wait()
+            await exited.wait()
+            code = process.returncode if process.returncode is not None else 0
             if code < 0:  # the watchdog itself was killed
                 self._kill_group()
             # Bounded, because what has escaped from its group may hold the pipes open.
@@ -366,6 +363,30 @@ class Supervisor:
         """Kill all at once. `stop` must still be awaited."""
         for child in self.children.values():
             child.kill()
+
+
+class _Watched(asyncio.subprocess.SubprocessStreamProtocol):
+    """Says when the process ends. `Process.wait` would also wait for all who hold its pipes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=MAX_LINE, loop=loop)
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        """Called by the event loop."""
+        super().process_exited()
+        self.exited.set()
+
+
+async def _started(
+    *command: str, env: Mapping[str, str]
+) -> tuple[asyncio.subprocess.Process, asyncio.Event]:
+    """A process with three pipes and a session of its own, and the event of its end."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.subprocess_exec(
+        lambda: _Watched(loop), *command, env=env, start_new_session=True
+    )
+    return asyncio.subprocess.Process(transport, protocol, loop), protocol.exited
 
 
 def ended_how(code: int) -> str:
