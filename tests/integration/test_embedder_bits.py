@@ -96,7 +96,7 @@ def test_a_cpu_on_which_padding_changes_bits_gets_equal_lengths_only(
 ) -> None:
     run = OnnxBackend._run
 
-    def padding_shows(self: OnnxBackend, rows: list[list[int]]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def padding_shows(self: OnnxBackend, rows: list[list[int]]) -> list[np.ndarray]:
         longest = max(map(len, rows))
         return [
             vector if len(row) == longest else np.nextafter(vector, np.float32(2))
@@ -113,7 +113,7 @@ def test_a_cpu_on_which_batches_change_bits_gets_single_texts(
 ) -> None:
     run = OnnxBackend._run
 
-    def batching_shows(self: OnnxBackend, rows: list[list[int]]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def batching_shows(self: OnnxBackend, rows: list[list[int]]) -> list[np.ndarray]:
         moved = np.float32(2 if len(rows) > 1 else 0)
         return [vector + moved for vector in run(self, rows)]
 

@@ -27,7 +27,8 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def until_serving(channel: grpc.aio.Channel) -> list[int]:
     """Watch the health until it is SERVING; all that was seen."""
     seen = []
-    watch = health_pb2_grpc.HealthStub(channel).Watch(
+    stub = health_pb2_grpc.HealthStub(channel)
+    watch = stub.Watch(  # type: ignore[attr-defined]  # its types know only Check
         health_pb2.HealthCheckRequest(service="embedkeep.v1.Embedder"), timeout=WAIT_S
     )
     async for said in watch:

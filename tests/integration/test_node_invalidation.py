@@ -152,7 +152,7 @@ async def test_a_wrong_invalidation_is_refused_and_forgets_nothing(
 ) -> None:
     await node.embed("a")
     request = (
-        cache_pb2.InvalidateRequest(inputs={"inputs": texts})
+        cache_pb2.InvalidateRequest(inputs=cache_pb2.InputSet(inputs=texts))
         if texts
         else (cache_pb2.InvalidateRequest())
     )

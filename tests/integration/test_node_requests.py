@@ -1,9 +1,10 @@
 """What callers may ask, and what they hear when they ask for something else."""
 
+from typing import TYPE_CHECKING
+
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.message import Message
 
 from embedkeep.v1 import cache_pb2
 from support.node import Node, floats, rows, sources
@@ -19,9 +20,11 @@ async def refusal(node: Node, *texts: str, **fields: object) -> grpc.aio.AioRpcE
     return refused.value
 
 
-async def read(
-    stream: grpc.aio.StreamStreamCall[Message, cache_pb2.EmbedStreamResponse],
-) -> cache_pb2.EmbedStreamResponse:
+if TYPE_CHECKING:  # at run time it takes no parameters
+    Stream = grpc.aio.StreamStreamCall[cache_pb2.EmbedStreamRequest, cache_pb2.EmbedStreamResponse]
+
+
+async def read(stream: "Stream") -> cache_pb2.EmbedStreamResponse:
     """The next answer of a stream that has not ended."""
     answer = await stream.read()
     assert isinstance(answer, cache_pb2.EmbedStreamResponse)
@@ -293,7 +296,9 @@ async def test_a_draining_node_answers_what_a_stream_has_asked_and_then_ends_it(
 
 async def test_bytes_that_are_no_message_are_the_callers_fault(node: Node, tap: Tap) -> None:
     """A lone surrogate in UTF-8, as some languages send it, among them."""
-    call = node.channel.unary_unary("/embedkeep.v1.EmbeddingCache/Embed")
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = node.channel.unary_unary(
+        "/embedkeep.v1.EmbeddingCache/Embed"
+    )
 
     for data in (b"\x0a\x03\xed\xa0\x80", b"\xff\xff\xff"):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -307,12 +312,17 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(node: Node, tap: 
 async def test_a_stream_ends_at_bytes_that_are_no_message_and_answers_what_came_before(
     node: Node, tap: Tap
 ) -> None:
-    stream = node.channel.stream_stream("/embedkeep.v1.EmbeddingCache/EmbedStream")(timeout=30)
+    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = node.channel.stream_stream(
+        "/embedkeep.v1.EmbeddingCache/EmbedStream"
+    )
+    stream = method(timeout=30)
     good = cache_pb2.EmbedStreamRequest(id=1, request=cache_pb2.EmbedRequest(inputs=["a"]))
     await stream.write(good.SerializeToString())
     await stream.write(b"\xff\xff\xff")
 
-    answer = cache_pb2.EmbedStreamResponse.FromString(await stream.read())
+    data = await stream.read()
+    assert isinstance(data, bytes)
+    answer = cache_pb2.EmbedStreamResponse.FromString(data)
 
     assert answer.response.vectors == tap.computed["a"][0]
     assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT

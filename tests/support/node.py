@@ -39,7 +39,7 @@ class Node:
         """One Invalidate call: of these texts, or of everything where none are given."""
         metadata = [("authorization", f"Bearer {api_key}")] if api_key else None
         scope = (
-            cache_pb2.InvalidateRequest(inputs={"inputs": texts, "prompt": prompt})
+            cache_pb2.InvalidateRequest(inputs=cache_pb2.InputSet(inputs=texts, prompt=prompt))
             if texts
             else cache_pb2.InvalidateRequest(everything=True)
         )
@@ -167,8 +167,8 @@ async def running(config: NodeConfig, *, ready: bool = True) -> AsyncIterator[No
 
 async def until_serving(channel: grpc.aio.Channel) -> None:
     """Wait for health to say SERVING."""
-    stub: health_pb2_grpc.HealthAsyncStub = health_pb2_grpc.HealthStub(channel)
-    async for state in stub.Watch(
+    stub = health_pb2_grpc.HealthStub(channel)
+    async for state in stub.Watch(  # type: ignore[attr-defined]  # its types know only Check
         health_pb2.HealthCheckRequest(), timeout=WAIT_S, wait_for_ready=True
     ):
         if state.status == health_pb2.HealthCheckResponse.SERVING:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,7 @@ SMALL = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, Mapping[str, object]]] = {
     "bert": ("BertConfig", SMALL | {"max_position_embeddings": 300, "hidden_act": "gelu_new"}),
     "roberta": ("RobertaConfig", SMALL | {"max_position_embeddings": 302, "type_vocab_size": 1}),
     "xlm-roberta": (

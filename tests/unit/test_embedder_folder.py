@@ -86,7 +86,7 @@ def test_a_pooling_that_is_not_known_is_named(
 
 
 def test_what_follows_pooling_is_kept_in_order(tmp_path: Path) -> None:
-    dense = {"activation_function": "torch.nn.modules.linear.Identity"}
+    dense: dict[str, object] = {"activation_function": "torch.nn.modules.linear.Identity"}
 
     found = folder.read(a_model(tmp_path, after=("Dense", "Normalize"), dense=dense))
 

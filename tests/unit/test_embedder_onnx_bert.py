@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from embedkeep.embedder import folder, onnx_bert
@@ -24,9 +25,9 @@ SIZES = {
 }
 
 
-def bert_weights(prefix: str = "") -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def bert_weights(prefix: str = "") -> dict[str, NDArray[np.float32]]:
     draw = np.random.default_rng(3)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (WORDS, HIDDEN),
         "embeddings.position_embeddings.weight": (LENGTH, HIDDEN),
         "embeddings.token_type_embeddings.weight": (2, HIDDEN),
@@ -55,7 +56,7 @@ def bert_weights(prefix: str = "") -> dict[str, np.ndarray]:  # type: ignore[typ
 
 def a_model(
     root: Path,
-    weights: dict[str, np.ndarray] | None = None,  # type: ignore[type-arg]
+    weights: dict[str, NDArray[np.float32]] | None = None,
     **config: object,
 ) -> Folder:
     files = {
@@ -71,21 +72,22 @@ def a_model(
     return folder.read(root)
 
 
-def run(file: Path, ids: list[list[int]], mask: list[list[int]]) -> np.ndarray:  # type: ignore[type-arg]
+def run(file: Path, ids: list[list[int]], mask: list[list[int]]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     feeds = {"input_ids": np.array(ids), "attention_mask": np.array(mask)}
-    hidden: np.ndarray = session.run(None, feeds)[0]  # type: ignore[type-arg]
+    hidden: NDArray[np.float32] = session.run(None, feeds)[0]
     return hidden
 
 
-def in_numpy(weights: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:  # type: ignore[type-arg]
+def in_numpy(weights: dict[str, NDArray[np.float32]], ids: list[int]) -> NDArray[np.float32]:
     """BERT as its paper has it, in float64, one text."""
 
-    def norm(x: np.ndarray, name: str) -> np.ndarray:  # type: ignore[type-arg]
+    def norm(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return scaled * weights[name + ".weight"] + weights[name + ".bias"]
+        shifted: NDArray[np.float32] = scaled * weights[name + ".weight"] + weights[name + ".bias"]
+        return shifted
 
-    def dense(x: np.ndarray, name: str) -> np.ndarray:  # type: ignore[type-arg]
+    def dense(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         return x @ weights[name + ".weight"].T.astype(np.float64) + weights[name + ".bias"]
 
     table = "embeddings.{}_embeddings.weight"
@@ -200,7 +202,7 @@ def test_large_weights_lie_beside_the_graph(
 def test_what_is_not_converted_is_named_with_what_is(
     tmp_path: Path, config: dict[str, object], says: str
 ) -> None:
-    model = a_model(tmp_path / "model", **config)
+    model = a_model(tmp_path / "model", None, **config)
 
     with pytest.raises(InvalidConfig, match=says):
         onnx_bert.converted(model, tmp_path / "work")

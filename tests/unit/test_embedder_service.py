@@ -1,7 +1,7 @@
 """The service on the wire, around an arithmetic model."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def rows(answer: pb.ComputeResponse) -> np.ndarray[tuple[int, int], np.dtype[np.
     return np.frombuffer(answer.vectors, "<f4").reshape(-1, answer.dimensions)
 
 
-async def failure(call: "grpc.aio.UnaryUnaryCall[object, object]") -> grpc.aio.AioRpcError:
+async def failure(call: Awaitable[object]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
