@@ -230,6 +230,8 @@ async def answering(reply: bytes) -> AsyncIterator[int]:
     ],
 )
 async def test_what_does_not_answer_as_valkey_is_left(reply: bytes) -> None:
+    heard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: heard.append(what))
     async with answering(reply) as port, linked(address(port)) as link:
         first = link.pipeline([("PING",)])
         await link.until_lost()
@@ -237,6 +239,7 @@ async def test_what_does_not_answer_as_valkey_is_left(reply: bytes) -> None:
         assert not link.connection.open
         assert first.done()
         first.exception()
+    assert heard == []
 
 
 async def test_with_the_right_password_commands_are_answered(tmp_path: Path) -> None:

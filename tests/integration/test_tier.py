@@ -221,6 +221,23 @@ async def test_one_lost_connection_costs_one_pause_however_many_reads_it_carried
         assert tier.failures("lost") == 51
 
 
+async def test_a_connection_lost_in_a_sync_costs_one_pause(mortal: Valkey) -> None:
+    """The connection tells of its end, and so does the sync that waited for it."""
+    async with running(mortal.port, breaker_open_s=1000.0) as tier:
+        await tier.until_open()
+        mortal.pause()
+        tier.tier.resync()
+        await tier.until(lambda: tier.in_sync)
+
+        mortal.kill()
+        await tier.until_shut()
+        await tier.until(lambda: not tier.in_sync)
+        await asyncio.sleep(0)  # the sync's failure reaches its caller
+
+        assert tier.tier._breaker.openings == 1
+        assert tier.failures("lost") == 1
+
+
 async def test_a_server_that_hangs_shuts_the_tier_after_three_reads(mortal: Valkey) -> None:
     pause_s = 1000.0
     async with running(mortal.port, read_timeout_s=0.02, breaker_open_s=pause_s) as tier:

@@ -24,10 +24,15 @@ class Synced:
 
     def __init__(self) -> None:
         self.count = 0
+        self.running = False
         self.refuses = False
 
     async def sync(self, run: Run) -> None:
-        (reply,) = await run([("PING",)])
+        self.running = True
+        try:
+            (reply,) = await run([("PING",)])
+        finally:
+            self.running = False
         if self.refuses or reply != b"PONG":
             raise Unavailable(f"nothing can be shared: {reply!r}")
         self.count += 1
@@ -53,6 +58,11 @@ class Tier:
                 if condition():
                     return
                 await asyncio.sleep(0.002)
+
+    @property
+    def in_sync(self) -> bool:
+        """It waits for a sync to end."""
+        return self.shared.running
 
     async def until_open(self) -> None:
         await self.until(lambda: self.tier.open)
