@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 import click
 
-from embedkeep.errors import EmbedKeepError, InvalidConfig, NotBuilt
+from embedkeep.errors import EmbedKeepError, InvalidConfig, InvalidRequest, NotBuilt
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(EXIT_INTERRUPTED)
     except EmbedKeepError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, InvalidConfig | NotBuilt) else EXIT_FAILED)
+        sys.exit(EXIT_USAGE if isinstance(error, InvalidConfig | InvalidRequest) else EXIT_FAILED)
     except ModuleNotFoundError as error:  # met while a command ran, not when it was loaded
         click.echo(
             f"error: {error.name} is not installed: pip install 'embedkeep[local]'", err=True
