@@ -40,6 +40,8 @@ lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are u
 .PHONY: bench
 bench: $(VENV)/dev  ## Measure, and renew docs/benchmarks.md; EMBEDKEEP_DATA names the traces
 	$(BIN)/python benchmarks/eviction.py
+	$(BIN)/python benchmarks/node.py
+	$(BIN)/python benchmarks/embedder.py
 
 .PHONY: proto
 proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files
