@@ -53,6 +53,17 @@ def test_arguments_become_json_lines(address: str) -> None:
     ]  # fmt: skip
 
 
+def test_a_proxy_for_the_world_is_not_asked_for_what_is_here(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    result = run("--address", address, "--timeout", "5", "a")
+
+    assert result.exit_code == 0, result.output
+
+
 def test_components_read_back_as_the_same_float32(address: str, node: FakeNode) -> None:
     odd = np.array([0.1, 1 / 3, 1e-30, -1e30, 5e-324, 3.4e38, 16777216, -0.0], dtype=np.float32)
 

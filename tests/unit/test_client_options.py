@@ -5,7 +5,7 @@ import pytest
 
 import embedkeep
 from embedkeep.client.core import Core
-from embedkeep.client.dialling import target_of
+from embedkeep.client.dialling import channel_options, target_of
 from embedkeep.client.embedding import check
 from embedkeep.client.options import (
     Ask,
@@ -87,6 +87,23 @@ def test_a_key_file_that_is_missing_is_named_before_the_first_call(tmp_path: Pat
 )
 def test_targets_are_understood(target: str | list[str], becomes: str) -> None:
     assert target_of(target) == becomes
+
+
+@pytest.mark.parametrize(
+    ("target", "direct"),
+    [
+        ("127.0.0.1:1", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("dns:///localhost:1", True),
+        ("ipv4:127.0.0.1:1,127.0.0.2:2", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:2", False),
+        ("dns:///docs.prod:1", False),
+        ("docs.prod:1", False),
+    ],
+)
+def test_what_is_on_this_machine_is_never_asked_through_a_proxy(target: str, direct: bool) -> None:  # noqa: FBT001  # what is expected
+    assert (("grpc.enable_http_proxy", 0) in channel_options(target, None)) is direct
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ class AsyncClient:
             raise RuntimeError(f"{self!r} is closed")
         loop = asyncio.get_running_loop()
         if self._stub is None:
-            options = channel_options(self._options.tls)
+            options = channel_options(self._target, self._options.tls)
             self._channel = (
                 grpc.aio.insecure_channel(self._target, options)
                 if self._credentials is None

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ from embedkeep.errors import InvalidConfig
 if TYPE_CHECKING:
     from embedkeep.config import ClientTls  # see options
 
+_SCHEME: Final = re.compile(r"^(dns|ipv4|ipv6):")
 _SERVICE: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
@@ -51,11 +53,15 @@ def target_of(target: str | Sequence[str]) -> str:
     return f"ipv{versions.pop()}:{','.join(target)}"
 
 
-def channel_options(tls: "ClientTls | None") -> list[tuple[str, str | int]]:
-    """For a sync or an asyncio channel."""
-    if tls is None or tls.server_name is None:
-        return list(_OPTIONS)
-    return [*_OPTIONS, ("grpc.ssl_target_name_override", tls.server_name)]
+def channel_options(target: str, tls: "ClientTls | None") -> list[tuple[str, str | int]]:
+    """For a sync or an asyncio channel to *target*, as `target_of` returns it."""
+    options = list(_OPTIONS)
+    if _is_here(target):
+        # A proxy that http_proxy names would look for the node on its own machine.
+        options.append(("grpc.enable_http_proxy", 0))
+    if tls is not None and tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return options
 
 
 def credentials(tls: "ClientTls") -> grpc.ChannelCredentials:
@@ -81,6 +87,22 @@ def _checked(target: str) -> str:
             field="target",
         )
     return target
+
+
+def _is_here(target: str) -> bool:
+    """All addresses of *target* are loopback ones."""
+    hosts = (
+        address.rpartition(":")[0].strip("[]")
+        for address in _SCHEME.sub("", target).rpartition("/")[2].split(",")
+    )
+    return all(host == "localhost" or _is_loopback(host) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _ip_version(address: str) -> int:

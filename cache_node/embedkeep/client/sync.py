@@ -243,7 +243,7 @@ class Client:
             if self._closed:
                 raise RuntimeError(f"{self!r} is closed")
             if self._stub is None:
-                options = channel_options(self._options.tls)
+                options = channel_options(self._target, self._options.tls)
                 self._channel = (
                     grpc.insecure_channel(self._target, options)
                     if self._credentials is None
