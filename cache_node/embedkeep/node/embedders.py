@@ -1,6 +1,7 @@
 """The way to the embedders: one balanced channel, and the rule whose vectors may be taken."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +33,9 @@ MAX_INSTANCES = 256
 DESCRIBE_TRIES = 5
 """Calls are balanced, so asking for one process may reach another."""
 DESCRIBE_TIMEOUT_S = 5.0
+DRIFT_TRIES = 8
+"""Calls for one computation while those that answer compute another space: the next call goes to
+the next embedder, unless calls beside it shift the turn."""
 
 _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -107,8 +111,9 @@ class Embedders:
     async def compute(self, work: Work, space: Space) -> list[Outcome]:
         """Embed; one outcome for each text, in order.
 
-        A call that finds no embedder is tried once more, since another one may take it. It runs
-        for the target's timeout at most, whoever waits.
+        A call that finds no embedder is tried once more, since another one may take it; one that
+        finds an embedder of another space up to `DRIFT_TRIES` times in all. All tries together
+        run for the target's timeout at most, whoever waits.
 
         Raises:
             EmbedderUnavailable: None answered.
@@ -122,22 +127,45 @@ class Embedders:
             flow=work.flow,
             fingerprint=space.fingerprint,
         )
+        ends_s = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            response = await self._embed(request)
+            async with asyncio.timeout_at(ends_s):
+                response = await self._embed_in(space, request, ends_s)
+        except TimeoutError as error:
+            raise EmbedderUnavailable("no embedder answered in time") from error
+        return outcomes(response, expected=len(work.texts), space=space)
+
+    async def _embed_in(
+        self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float
+    ) -> embedder_pb2.ComputeResponse:
+        """The answer of an embedder that computes *space*."""
+        for _ in range(DRIFT_TRIES - 1):
+            with contextlib.suppress(ModelDrift):
+                return await self._embed_once(space, request, ends_s)
+        return await self._embed_once(space, request, ends_s)
+
+    async def _embed_once(
+        self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float
+    ) -> embedder_pb2.ComputeResponse:
+        try:
+            response = await self._embed(request, ends_s)
         except ModelDrift as error:
             self._on_drift(str(error))
             raise
         await self._compare(response.instance, space)
-        return outcomes(response, expected=len(work.texts), space=space)
+        return response
 
-    async def _embed(self, request: embedder_pb2.ComputeRequest) -> embedder_pb2.ComputeResponse:
+    async def _embed(
+        self, request: embedder_pb2.ComputeRequest, ends_s: float
+    ) -> embedder_pb2.ComputeResponse:
+        clock = asyncio.get_running_loop().time
         try:
-            return await self._stub.Embed(request, timeout=self._timeout_s)
+            return await self._stub.Embed(request, timeout=max(0.0, ends_s - clock()))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise _ours(error) from error
         try:
-            return await self._stub.Embed(request, timeout=self._timeout_s)
+            return await self._stub.Embed(request, timeout=max(0.0, ends_s - clock()))
         except grpc.aio.AioRpcError as error:
             raise _ours(error) from error
 
