@@ -151,7 +151,8 @@ class Limits(_Frozen):
     max_pending_inputs: Annotated[int, Field(ge=1)] = 8192
     """Inputs of all tenants that wait for the embedder; a tenant alone gets half."""
     max_concurrent_calls: Annotated[int, Field(ge=1)] = 1024
-    """Calls and streams at once; beyond it calls are refused before they are read."""
+    """Calls and streams at once, of all tenants; a tenant alone gets half. Health is not among
+    them."""
     max_stream_requests: Annotated[int, Field(ge=1)] = 64
     """Requests in flight on one EmbedStream; then the node reads no further."""
     default_timeout_s: Annotated[float, Field(gt=0)] = 30.0
@@ -228,6 +229,9 @@ class Batching(_Frozen):
     max_queue_inputs: Annotated[int, Field(ge=1)] = 16384
     """Beyond it work is refused with RESOURCE_EXHAUSTED; bulk beyond three quarters of it,
     background work beyond half."""
+    max_queue_characters: Annotated[int, Field(ge=1)] = 128 << 20
+    """Texts of requests that are not answered yet, in characters together; shares as above. A
+    request that is alone may have more. Half of it holds the largest message."""
     max_request_inputs: Annotated[int, Field(ge=1)] = 2048
 
 

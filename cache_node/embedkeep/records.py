@@ -10,7 +10,7 @@
     8       4     tokens, as the model counted them
     12      4     flags, bit 0: the text was longer than the model reads
     16      8     device time that the vector has cost, ns
-    24      4     reserved, 0
+    24      4     when it was computed, Unix time in seconds; 0: not known
     28      4     CRC32 over key, header up to here, vector
     32      4 x dimensions  vector, float32
 
@@ -57,6 +57,8 @@ class Entry:
     truncated: bool
     device_ns: int
     """What computing it has kept the device busy: what each hit saves."""
+    born_s: int = 0
+    """When it was computed, Unix time in seconds: what its life is counted from. 0: not known."""
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +77,7 @@ def encode(key: Key, entry: Entry) -> bytes:
         entry.tokens,
         FLAG_TRUNCATED if entry.truncated else 0,
         entry.device_ns,
-        0,
+        entry.born_s,
     )
     return b"".join((head, _crc.pack(_checksum(key, head, vector)), vector))
 
@@ -92,7 +94,7 @@ def decode(key: Key, record: bytes, *, dimensions: int) -> Entry:
     if len(record) != HEADER_BYTES + 4 * dimensions:
         raise CorruptRecord(f"{len(record)} bytes, {HEADER_BYTES + 4 * dimensions} expected")
     head, vector = record[: _fields.size], record[HEADER_BYTES:]
-    magic, version, dtype, stored, tokens, flags, device_ns, _ = _fields.unpack(head)
+    magic, version, dtype, stored, tokens, flags, device_ns, born_s = _fields.unpack(head)
     if (magic, version, dtype, stored) != (_MAGIC, _VERSION, _FLOAT32, dimensions):
         raise CorruptRecord(f"unknown header {head[:8].hex()}")
     if _crc.unpack_from(record, _fields.size)[0] != _checksum(key, head, vector):
@@ -102,6 +104,7 @@ def decode(key: Key, record: bytes, *, dimensions: int) -> Entry:
         tokens=tokens,
         truncated=bool(flags & FLAG_TRUNCATED),
         device_ns=device_ns,
+        born_s=born_s,
     )
 
 

@@ -44,8 +44,6 @@ class Endpoint:
     max_message_bytes: int
     announce_file: Path | None
     drain_s: float
-    max_concurrent_calls: int = 1024
-    """Beyond it calls are refused with RESOURCE_EXHAUSTED before they are read."""
 
 
 class Health:
@@ -80,7 +78,6 @@ async def serving(
     """
     server = grpc.aio.server(
         interceptors=[Decoding()],
-        maximum_concurrent_rpcs=endpoint.max_concurrent_calls,
         options=[
             ("grpc.max_receive_message_length", endpoint.max_message_bytes),
             ("grpc.max_send_message_length", endpoint.max_message_bytes),

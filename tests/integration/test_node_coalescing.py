@@ -3,7 +3,7 @@ import asyncio
 import grpc
 import pytest
 
-from embedkeep.v1 import cache_pb2
+from embedkeep.v1 import cache_pb2, embedder_pb2
 from support.node import Node, rows, sources
 from support.tap import Tap
 
@@ -132,3 +132,34 @@ async def test_a_fresh_answer_never_joins_a_computation_that_began_before(
 
     assert len(tap.computed["a"]) == 2
     assert sources(await fresh) == ["embedder"]
+
+
+async def test_a_person_does_not_wait_behind_background_work_for_the_same_text(
+    node: Node, tap: Tap
+) -> None:
+    tap.gate.clear()
+    warming = asyncio.create_task(node.embed("a", "b", priority="PRIORITY_BACKGROUND"))
+    await tap.entered.get()
+    asking = asyncio.create_task(node.embed("a"))
+    urgent = await tap.entered.get()
+    joining = asyncio.create_task(node.embed("a", priority="PRIORITY_BULK"))
+
+    tap.gate.set()
+    answers = [await warming, await asking, await joining]
+
+    assert (urgent.texts, urgent.purpose) == (["a"], embedder_pb2.PURPOSE_DEMAND)
+    assert len(tap.calls) == 2
+    assert sources(answers[2]) in (["coalesced"], ["l1"])
+
+
+async def test_background_work_joins_what_a_person_waits_for(node: Node, tap: Tap) -> None:
+    tap.gate.clear()
+    asking = asyncio.create_task(node.embed("a"))
+    await tap.entered.get()
+    warming = asyncio.create_task(node.embed("a", "b", priority="PRIORITY_BACKGROUND"))
+    await tap.entered.get()
+
+    tap.gate.set()
+    await asyncio.gather(asking, warming)
+
+    assert [call.texts for call in tap.calls] == [["a"], ["b"]]

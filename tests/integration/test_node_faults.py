@@ -1,6 +1,7 @@
 """Parts die, hang and lie; requests are answered or refused clearly, and all recovers by itself."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -59,15 +60,15 @@ async def answered(node: Node, text: str) -> bytes:
     return found[0]
 
 
-async def liar_refused(node: Node) -> None:
-    """Ask until the refusal names the canaries, and no longer an embedder that is away."""
+async def liar_refused(node: Node, named_by: str = "canary") -> None:
+    """Ask until the refusal names what is wrong, and no longer an embedder that is away."""
     refusals: list[str] = []
 
     async def named() -> bool:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await node.embed("b")
         refusals.append(refused.value.details() or "")
-        return "canary" in refusals[-1]
+        return named_by in refusals[-1]
 
     await until(named)
 
@@ -279,6 +280,44 @@ async def test_another_model_under_the_same_resource_is_drift_not_a_mixture(
     assert drifting == 1
 
 
+async def test_drift_is_told_by_the_metric_while_it_lasts_and_no_longer(
+    tap: Tap, mortal: Valkey, tmp_path: Path
+) -> None:
+    config = node_config(tmp_path, port := free_port(), valkey={"port": mortal.port})
+    async with running(config, ready=False) as node:
+        async with serve_tap(tap, port=port):
+            await node.until_tier("embedder", serving=True)
+            await node.embed("a")
+        async with serve_tap(Tap(fingerprint="other", instance=b"tap-2"), port=port):
+            await liar_refused(node, "this is other")
+            during = await node.metric("embedkeep_model_drift")
+        async with serve_tap(tap, port=port):
+            await answered(node, "b")
+            await until(lambda: drift_over(node))
+
+    assert during == 1
+
+
+async def drift_over(node: Node) -> bool:
+    """The metric says that no embedder is refused."""
+    return await node.metric("embedkeep_model_drift") == 0
+
+
+async def test_a_loop_that_was_busy_is_no_failure_of_valkey(frail: Node) -> None:
+    """Replies that came while this process computed something else are in time."""
+    await cached(frail, "a")
+    loop = asyncio.get_running_loop()
+
+    for _ in range(10):
+        asked = asyncio.create_task(frail.embed("a"))
+        for _ in range(6):
+            loop.call_soon(time.sleep, 0.06)
+            await asyncio.sleep(0)
+        assert sources(await asked) == ["valkey"]
+
+    assert await frail.metric("embedkeep_valkey_failures_total", kind="timeout") == 0
+
+
 async def test_a_process_that_computes_something_else_under_the_same_name_is_not_believed(
     tap: Tap, mortal: Valkey, tmp_path: Path
 ) -> None:
@@ -309,3 +348,22 @@ async def test_a_node_answers_from_the_embedder_when_valkey_was_never_there(
 
     assert (sources(first), sources(second)) == (["embedder"], ["l1"])
     assert rows(first) == rows(second)
+
+
+@pytest.mark.parametrize("l1_bytes", [8 << 20, 0], ids=["from memory", "from Valkey"])
+async def test_no_tier_answers_an_entry_whose_life_is_over(
+    tap: Tap, store: Valkey, tmp_path: Path, l1_bytes: int
+) -> None:
+    async with (
+        serve_tap(tap) as port,
+        running(
+            node_config(tmp_path, port, valkey={"port": store.port, "ttl_s": 1}, l1_bytes=l1_bytes)
+        ) as node,
+    ):
+        await node.until_tier("valkey", serving=True)
+        first = await node.embed("a")
+
+        async def anew() -> bool:
+            return rows(await node.embed("a")) != rows(first)
+
+        await until(anew)

@@ -81,6 +81,26 @@ async def test_other_nodes_hear_of_a_new_epoch(node: Node, second: Node) -> None
     assert rows(answer) != rows(first)
 
 
+async def test_other_nodes_drop_a_forgotten_text_from_memory_too(
+    node: Node, second: Node, tap: Tap
+) -> None:
+    await node.embed("a", "b")
+    await second.embed("a", "b")
+    assert sources(await second.embed("a", "b")) == ["l1", "l1"]
+
+    await node.invalidate("a")
+
+    async def gone() -> bool:
+        answer = await second.embed("a", cache_control={"only_if_cached": True})
+        return bool(answer.errors)
+
+    await until(gone)
+    answer = await second.embed("a", "b")
+
+    assert rows(answer)[0] == tap.computed["a"][-1]
+    assert sources(answer) == ["embedder", "valkey"]
+
+
 async def test_two_nodes_share_what_either_has_computed(node: Node, second: Node, tap: Tap) -> None:
     first = await node.embed("a")
 

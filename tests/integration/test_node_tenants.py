@@ -7,32 +7,38 @@ from pathlib import Path
 import grpc
 import pytest
 
-from support.node import Node, node_config, rows, running, scrape, sources, until
+from embedkeep.config import NodeConfig
+from support.node import Node, node_config, rows, running, scrape, sources, until, until_serving
 from support.tap import Tap, serve_tap
 from support.valkey import Valkey
 
 RED, BLUE = "red-key", "blue-key"
 
 
+MAX_CALLS = 8
+
+
+def two_tenants(folder: Path, embedder_port: int, store: Valkey) -> NodeConfig:
+    """A node's config with its secrets."""
+    (folder / "red").write_text(RED)
+    (folder / "blue").write_text(BLUE)
+    (folder / "secret").write_bytes(b"s" * 32)
+    return node_config(
+        folder,
+        embedder_port,
+        valkey={"port": store.port},
+        cluster_secret_file=str(folder / "secret"),
+        tenants=[{"name": name, "api_key_file": str(folder / name)} for name in ("red", "blue")],
+        limits={"max_concurrent_calls": MAX_CALLS},
+    )
+
+
 @pytest.fixture
 async def shared(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
     """A node with two tenants."""
-    (tmp_path / "red").write_text(RED)
-    (tmp_path / "blue").write_text(BLUE)
-    (tmp_path / "secret").write_bytes(b"s" * 32)
-    async with serve_tap(tap) as port:
-        config = node_config(
-            tmp_path,
-            port,
-            valkey={"port": store.port},
-            cluster_secret_file=str(tmp_path / "secret"),
-            tenants=[
-                {"name": name, "api_key_file": str(tmp_path / name)} for name in ("red", "blue")
-            ],
-        )
-        async with running(config) as node:
-            await node.until_tier("valkey", serving=True, api_key=RED)
-            yield node
+    async with serve_tap(tap) as port, running(two_tenants(tmp_path, port, store)) as node:
+        await node.until_tier("valkey", serving=True, api_key=RED)
+        yield node
 
 
 async def test_one_tenant_never_gets_anothers_entry(shared: Node) -> None:
@@ -154,3 +160,29 @@ async def test_the_keys_of_a_tenant_can_be_found_by_its_tag(shared: Node, store:
 
     assert sorted(tags.count(tag) for tag in set(tags)) == [1, 2]
     assert len({key[:4] for key in keys if len(key) == 24}) == 1
+
+
+async def test_strangers_and_one_tenants_calls_shut_out_nobody_and_not_the_health_check(
+    tap: Tap, store: Valkey, tmp_path: Path
+) -> None:
+    async with serve_tap(tap) as port, running(two_tenants(tmp_path, port, store)) as node:
+        stranger = node.stub.EmbedStream(timeout=30)
+        refused = await stranger.code()
+        tap.gate.clear()
+        flood = [
+            asyncio.create_task(node.embed(f"text {n}", api_key=RED)) for n in range(MAX_CALLS)
+        ]
+        for _ in range(MAX_CALLS // 2):
+            await tap.entered.get()
+
+        await until_serving(node.channel)
+        blue = asyncio.create_task(node.embed("a", api_key=BLUE))
+        await tap.entered.get()
+        tap.gate.set()
+        answers = await asyncio.gather(*flood, return_exceptions=True)
+
+        assert refused is grpc.StatusCode.UNAUTHENTICATED
+        assert sources(await blue) == ["embedder"]
+        failed = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert len(failed) == MAX_CALLS - MAX_CALLS // 2
+        assert {error.code() for error in failed} == {grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -189,21 +189,3 @@ async def test_a_refusal_carries_its_class_and_when_to_try_again() -> None:
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert refused.value.details() == "too much waits"
     assert (trailers[REASON_KEY], trailers[RETRY_KEY]) == ("Overloaded", "250")
-
-
-async def test_calls_beyond_the_limit_are_refused_before_they_are_read() -> None:
-    async with (
-        listening(endpoint(max_concurrent_calls=2)) as served,
-        channel_to(served.port) as channel,
-    ):
-        running = [asyncio.create_task(describe(channel)) for _ in range(2)]
-        for _ in running:
-            await served.slow.entered.get()
-
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await describe(channel)
-        served.slow.gate.set()
-        answers = await asyncio.gather(*running)
-
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert answers == ["slow", "slow"]

@@ -68,7 +68,6 @@ def endpoint(
     metrics_port: int = 0,
     announce_file: Path | None = None,
     drain_s: float = WAIT_S,
-    max_concurrent_calls: int = 1024,
 ) -> Endpoint:
     return Endpoint(
         grpc=Listen(port=port),
@@ -77,7 +76,6 @@ def endpoint(
         max_message_bytes=1 << 20,
         announce_file=announce_file,
         drain_s=drain_s,
-        max_concurrent_calls=max_concurrent_calls,
     )
 
 

@@ -6,28 +6,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from embedkeep.errors import Overloaded
-from embedkeep.node.admission import Admission
+from embedkeep.node.admission import Admission, Urgency
 
 
-def burst(admission: Admission, tenant: str, *, inputs: int = 1) -> int:
+def burst(
+    admission: Admission, tenant: str, *, inputs: int = 1, urgency: Urgency = Urgency.DEMAND
+) -> int:
     """Have *tenant* send until it is refused; how many inputs were let in."""
     before = admission.total
     while True:
         try:
-            admission.enter(tenant, inputs)
+            admission.enter(tenant, inputs, urgency)
         except Overloaded:
             return admission.total - before
 
 
 def test_a_tenant_alone_gets_half() -> None:
-    assert burst(Admission(100), "ann") == 50
+    assert burst(Admission(100, what="inputs"), "ann") == 50
 
 
 @given(bound=st.integers(1, 500), sizes=st.lists(st.integers(1, 60), min_size=2, max_size=50))
 def test_a_tenant_alone_gets_at_most_half_however_it_slices_its_requests(
     bound: int, sizes: Sequence[int]
 ) -> None:
-    admission = Admission(bound)
+    admission = Admission(bound, what="inputs")
     for inputs in sizes:
         before = admission.total
         try:
@@ -39,7 +41,7 @@ def test_a_tenant_alone_gets_at_most_half_however_it_slices_its_requests(
 
 
 def test_two_tenants_get_a_third_each() -> None:
-    admission = Admission(90)
+    admission = Admission(90, what="inputs")
     shares = {"ann": 0, "bob": 0}
     for _ in range(90):
         for tenant in shares:
@@ -57,7 +59,7 @@ def test_two_tenants_get_a_third_each() -> None:
     order=st.lists(st.sampled_from(["ann", "bob", "cid", "dee"]), max_size=1200),
 )
 def test_a_newcomer_finds_room_while_others_burst(bound: int, order: Sequence[str]) -> None:
-    admission = Admission(bound)
+    admission = Admission(bound, what="inputs")
     for tenant in order:
         try:
             admission.enter(tenant, 1)
@@ -70,7 +72,7 @@ def test_a_newcomer_finds_room_while_others_burst(bound: int, order: Sequence[st
 def test_a_request_larger_than_the_share_is_answered_when_nothing_else_of_the_tenant_waits() -> (
     None
 ):
-    admission = Admission(10)
+    admission = Admission(10, what="inputs")
     admission.enter("bob", 1)
 
     admission.enter("ann", 9)
@@ -80,15 +82,15 @@ def test_a_request_larger_than_the_share_is_answered_when_nothing_else_of_the_te
 
 def test_a_request_larger_than_the_bound_is_refused() -> None:
     with pytest.raises(Overloaded, match="11 more do not fit the bound of 10"):
-        Admission(10).enter("ann", 11)
+        Admission(10, what="inputs").enter("ann", 11)
 
 
 def test_a_refusal_says_how_much_waits_and_counts_nothing() -> None:
-    admission = Admission(4)
+    admission = Admission(4, what="inputs")
     admission.enter("ann", 1)
     admission.enter("bob", 2)
 
-    with pytest.raises(Overloaded, match="3 inputs wait for the embedder, 2 of them yours") as full:
+    with pytest.raises(Overloaded, match="3 inputs wait, 2 of them yours") as full:
         admission.enter("bob", 1)
 
     assert full.value.retry_after_s is not None
@@ -101,7 +103,7 @@ class Counting(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.bound = 40
-        self.admission = Admission(self.bound)
+        self.admission = Admission(self.bound, what="inputs")
         self.waiting: list[tuple[str, int]] = []
 
     @rule(tenant=st.sampled_from(["ann", "bob", "cid"]), inputs=st.integers(1, 45))
@@ -133,7 +135,7 @@ TestCounting = Counting.TestCase
 
 def test_when_all_have_left_it_is_as_at_first() -> None:
     """A tenant that left must not be remembered: names would pile up."""
-    admission = Admission(10)
+    admission = Admission(10, what="inputs")
     admission.enter("ann", 3)
     admission.enter("ann", 2)
 
@@ -141,3 +143,17 @@ def test_when_all_have_left_it_is_as_at_first() -> None:
     admission.leave("ann", 2)
 
     assert (admission.total, admission._waiting) == (0, {})
+
+
+@pytest.mark.parametrize(("urgency", "let_in"), [(Urgency.BULK, 37), (Urgency.BACKGROUND, 25)])
+def test_less_urgent_work_stops_earlier(urgency: Urgency, let_in: int) -> None:
+    """Half of three quarters, and half of a half."""
+    assert burst(Admission(100, what="inputs"), "ann", urgency=urgency) == let_in
+
+
+def test_background_work_is_never_why_a_person_is_refused() -> None:
+    admission = Admission(100, what="inputs")
+    for tenant in ("ann", "bob", "cid", "dee"):
+        burst(admission, tenant, urgency=Urgency.BACKGROUND)
+
+    assert burst(admission, "ann") >= 25

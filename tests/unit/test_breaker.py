@@ -43,23 +43,23 @@ def test_after_a_success_the_first_pause_is_short_again() -> None:
 
 
 def test_it_opens_at_the_third_timeout_in_a_row() -> None:
-    first = CLOSED.timeout(1.0)
-    second = first.timeout(2.0)
-    third = second.timeout(3.0)
+    first = CLOSED.timeout(1.0, began=0.9)
+    second = first.timeout(2.0, began=1.9)
+    third = second.timeout(3.0, began=2.9)
 
     assert (first.closed, second.closed, third.closed) == (True, True, False)
     assert third == CLOSED.open(3.0)
 
 
 def test_a_reply_between_timeouts_starts_the_count_anew() -> None:
-    breaker = CLOSED.timeout(1.0).timeout(2.0).success()
+    breaker = CLOSED.timeout(1.0, began=0.9).timeout(2.0, began=1.9).success()
 
-    assert breaker == CLOSED
-    assert breaker.timeout(3.0).timeout(4.0).closed
+    assert breaker.timeouts == 0
+    assert breaker.timeout(3.0, began=2.9).timeout(4.0, began=3.9).closed
 
 
 def test_a_probe_that_times_out_lengthens_the_pause() -> None:
-    breaker = CLOSED.open(now=10.0).timeout(now=20.0)
+    breaker = CLOSED.open(now=10.0).timeout(now=20.0, began=19.9)
 
     assert breaker.retry_at == 20.0 + 2 * PAUSE_S
 
@@ -93,7 +93,7 @@ class BreakerInAnyOrder(RuleBasedStateMachine):
     def time_out(self) -> None:
         self.failed += 1
         was_closed = self.breaker.closed
-        self.breaker = self.breaker.timeout(self.now)
+        self.breaker = self.breaker.timeout(self.now, began=self.now)
         assert self.breaker.closed is (was_closed and self.failed < TIMEOUTS_TO_OPEN)
 
     @rule()
@@ -109,3 +109,13 @@ class BreakerInAnyOrder(RuleBasedStateMachine):
 
 
 TestBreakerInAnyOrder = BreakerInAnyOrder.TestCase
+
+
+def test_reads_that_hang_together_count_once() -> None:
+    """One hiccup with three callers is not three timeouts in a row."""
+    breaker = CLOSED
+    for _ in range(50):
+        breaker = breaker.timeout(2.0, began=1.9)
+
+    assert breaker.closed
+    assert breaker.timeouts == 1

@@ -1,37 +1,54 @@
-"""How much of whom may wait for the embedder. Pure counting; nothing here waits.
+"""How much of whom may wait. Pure counting; nothing here waits.
 
 Each tenant may use as much of the bound as is free, so a tenant alone gets half of it, two get a
 third each, and there is always room for one that comes new. A burst of one thus cannot fill the
-queue for all.
+queue for all. Each urgency of a tenant counts for itself, and the less urgent stop earlier, so
+that background work is never why a person is refused.
 
 Source: dynamic thresholds, Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998,
 with alpha = 1.
 """
 
 from collections.abc import Hashable
+from enum import IntEnum
+from typing import Final
 
 from embedkeep.errors import Overloaded
 
 
+class Urgency(IntEnum):
+    """Who waits for an answer; the most urgent first."""
+
+    DEMAND = 0
+    BULK = 1
+    BACKGROUND = 2
+
+
+SHARES: Final = {Urgency.DEMAND: 1.0, Urgency.BULK: 0.75, Urgency.BACKGROUND: 0.5}
+"""How full the bound may be for one more of that urgency; the embedder's queue has the same."""
+
+
 class Admission:
-    """Inputs that wait for the embedder, by tenant, under one bound.
+    """What waits, by tenant and urgency, under one bound.
 
     Args:
-        bound: Inputs of all tenants together.
+        bound: Of all together.
+        what: Its plural, for messages.
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, *, what: str) -> None:
         self._bound = bound
+        self._what = what
         self._total = 0
-        self._waiting: dict[Hashable, int] = {}
+        self._waiting: dict[tuple[Hashable, Urgency], int] = {}
 
     @property
     def total(self) -> int:
-        """Inputs waiting now."""
+        """How many wait now."""
         return self._total
 
-    def enter(self, tenant: Hashable, inputs: int) -> None:
-        """Count *inputs* in.
+    def enter(self, tenant: Hashable, count: int, urgency: Urgency = Urgency.DEMAND) -> None:
+        """Count in.
 
         A request that alone is larger than its tenant's share is let in when nothing of the
         tenant waits and the bound has room: it could otherwise never be answered.
@@ -39,21 +56,24 @@ class Admission:
         Raises:
             Overloaded: No room; nothing was counted.
         """
-        mine = self._waiting.get(tenant, 0)
-        free = self._bound - self._total
-        if inputs > free or (mine > 0 and mine + inputs > free - inputs):
+        who = (tenant, urgency)
+        mine = self._waiting.get(who, 0)
+        bound = int(self._bound * SHARES[urgency])
+        free = bound - self._total
+        if count > free or (mine > 0 and mine + count > free - count):
             raise Overloaded(
-                f"{self._total} inputs wait for the embedder, {mine} of them yours; "
-                f"{inputs} more do not fit the bound of {self._bound}",
+                f"{self._total} {self._what} wait, {mine} of them yours; {count} more do not fit "
+                f"the bound of {bound}",
                 retry_after_s=0.5,
             )
-        self._waiting[tenant] = mine + inputs
-        self._total += inputs
+        self._waiting[who] = mine + count
+        self._total += count
 
-    def leave(self, tenant: Hashable, inputs: int) -> None:
-        """Count *inputs* out."""
-        self._total -= inputs
-        if left := self._waiting[tenant] - inputs:
-            self._waiting[tenant] = left
+    def leave(self, tenant: Hashable, count: int, urgency: Urgency = Urgency.DEMAND) -> None:
+        """Count out."""
+        who = (tenant, urgency)
+        self._total -= count
+        if left := self._waiting[who] - count:
+            self._waiting[who] = left
         else:
-            del self._waiting[tenant]
+            del self._waiting[who]

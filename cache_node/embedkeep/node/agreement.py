@@ -20,6 +20,7 @@ LOOK_AGAIN_S: Final = 5.0
 """Between looks at one that answers."""
 
 _EPOCHS: Final = b"embedkeep:epochs"
+_FORGOTTEN: Final = b"embedkeep:forgotten"
 _MERGE: Final = """
 local merged = {}
 for i = 1, #ARGV, 2 do
@@ -33,7 +34,7 @@ for i = 1, #ARGV, 2 do
 end
 return merged
 """
-"""Each tenant's epoch becomes the larger of Valkey's and ours. A Valkey that came back empty thus
+"""Each tenant's number becomes the larger of Valkey's and ours. A Valkey that came back empty thus
 learns them from its nodes."""
 
 log = structlog.stdlib.get_logger()
@@ -46,7 +47,7 @@ class Agreement:
         key: Where in Valkey the space stands.
         tenants: Whose epochs are kept.
         on_space: Called with each space that is adopted, the first or another.
-        on_epoch: Called with each partition whose epoch another node has moved.
+        on_epoch: Called with each partition of which another node has forgotten something.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Agreement:
         """Set once there is a space."""
         self.embedder_problem: str | None = "none was seen yet"
         """Why no embedder can be used; None: one can."""
+        self.drifting = False
+        """The last embedder that was compared computes something else."""
 
     async def sync(self, run: Run) -> None:
         """Merge epochs and settle the space, with what Valkey holds.
@@ -75,18 +78,20 @@ class Agreement:
         Raises:
             Unavailable: Valkey could not be read or written.
         """
+        epochs, forgotten, record = await run(
+            [
+                self._merge(_EPOCHS, lambda partition: partition.epoch),
+                self._merge(_FORGOTTEN, lambda partition: partition.forgotten),
+                ("GET", self._key),
+            ]
+        )
         partitions = self._tenants.partitions
-        arguments = [part for each in partitions for part in (each.tag.hex().encode(), each.epoch)]
-        commands: list[Command] = [
-            ("EVAL", _MERGE, 1, _EPOCHS, *arguments),
-            ("GET", self._key),
-        ]
-        merged, record = await run(commands)
-        if not isinstance(merged, list):
-            raise Unavailable(f"epochs cannot be merged: {merged!r}")
-        for partition, epoch in zip(partitions, merged, strict=True):
-            if isinstance(epoch, int) and epoch > partition.epoch:
-                partition.epoch = epoch
+        for partition, epoch, when in zip(
+            partitions, _numbers(epochs), _numbers(forgotten), strict=True
+        ):
+            if epoch > partition.epoch or when > partition.forgotten:
+                partition.epoch = max(epoch, partition.epoch)
+                partition.forgotten = max(when, partition.forgotten)
                 self._on_epoch(partition)
         await self._settle(_record(record), run)
 
@@ -116,7 +121,16 @@ class Agreement:
         """An embedder was compared with the space: why it is refused, or None."""
         if why is not None and why != self.embedder_problem:
             log.error("model drift", why=why)
+        self.drifting = why is not None
         self.embedder_problem = why
+
+    def _merge(self, name: bytes, number: Callable[[Partition], int]) -> Command:
+        ours = [
+            part
+            for partition in self._tenants.partitions
+            for part in (partition.tag.hex().encode(), number(partition))
+        ]
+        return ("EVAL", _MERGE, 1, name, *ours)
 
     async def _settle(self, record: bytes | None, run: Run) -> None:
         """Adopt what is agreed; agree on ours where nothing is."""
@@ -146,6 +160,12 @@ class Agreement:
         self.space = space
         self.adopted.set()
         self._on_space(space)
+
+
+def _numbers(reply: Reply) -> list[int]:
+    if not isinstance(reply, list):
+        raise Unavailable(f"epochs cannot be merged: {reply!r}")
+    return [number for number in reply if isinstance(number, int)]
 
 
 def _record(reply: Reply) -> bytes | None:

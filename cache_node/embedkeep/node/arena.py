@@ -43,9 +43,17 @@ class Arena:
         nbytes: Memory, overhead included.
         dimensions: Of every vector.
         tenants: Tags of those who may store; they share the slots equally, and lend what is free.
+        ttl_s: Life of an entry from when it was computed, seconds. None: until evicted.
     """
 
-    def __init__(self, *, nbytes: int, dimensions: int, tenants: Iterable[bytes]) -> None:
+    def __init__(
+        self,
+        *,
+        nbytes: int,
+        dimensions: int,
+        tenants: Iterable[bytes],
+        ttl_s: int | None = None,
+    ) -> None:
         self.capacity = nbytes // (4 * dimensions + OVERHEAD_BYTES)
         """Entries that fit."""
         self.slot_bytes = 4 * dimensions + OVERHEAD_BYTES
@@ -56,6 +64,8 @@ class Arena:
         self._tokens = np.empty(self.capacity, np.uint32)
         self._truncated = np.empty(self.capacity, np.bool_)
         self._device_ns = np.empty(self.capacity, np.uint64)
+        self._born_s = np.empty(self.capacity, np.uint32)
+        self._ttl_s = ttl_s
         self._slots: dict[Key, int] = {}
         self._keys: list[Key | None] = []
         self._free: list[int] = []
@@ -67,9 +77,15 @@ class Arena:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def find(self, keys: Sequence[Key], tenant: bytes) -> list[int]:
-        """Slot of each key, or MISSING; counts as a hit. Good until anything is stored."""
+    def find(self, keys: Sequence[Key], tenant: bytes, *, now_s: int = 0) -> list[int]:
+        """Slot of each key, or MISSING; counts as a hit. Good until anything is stored.
+
+        Args:
+            now_s: Unix time, seconds: entries whose life is over are dropped.
+        """
         slots = [self._slots.get(key, MISSING) for key in keys]
+        if self._ttl_s is not None:
+            self._expire(keys, slots, now_s - self._ttl_s)
         hit = self._policies[tenant].hit
         for slot in slots:
             if slot != MISSING:
@@ -101,6 +117,7 @@ class Arena:
         self._tokens[slot] = entry.tokens
         self._truncated[slot] = entry.truncated
         self._device_ns[slot] = entry.device_ns
+        self._born_s[slot] = entry.born_s
 
     def remove(self, key: Key) -> None:
         """Forget *key*, if it is held."""
@@ -113,6 +130,13 @@ class Arena:
         for slot in [slot for slot, owner in self._owners.items() if owner == tenant]:
             self._release(slot)
         self._policies[tenant] = S3Fifo()
+
+    def _expire(self, keys: Sequence[Key], slots: list[int], oldest_s: int) -> None:
+        """Drop those of *slots* that were computed at *oldest_s* or before."""
+        for at, (key, slot) in enumerate(zip(keys, slots, strict=True)):
+            if slot != MISSING and 0 < self._born_s[slot] <= oldest_s:
+                self.remove(key)  # does nothing for a key that stands twice in a batch
+                slots[at] = MISSING
 
     def _room(self, tenant: bytes) -> int:
         if self._free:

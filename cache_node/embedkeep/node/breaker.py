@@ -18,6 +18,8 @@ class Breaker:
     closed: bool = False
     timeouts: int = 0
     """In a row, while closed."""
+    counted_at: float = 0.0
+    """Clock of the last of them."""
     openings: int = 0
     """In a row, without a success between."""
     retry_at: float = 0.0
@@ -31,10 +33,17 @@ class Breaker:
         """A probe succeeded."""
         return Breaker(pause_s=self.pause_s, closed=True)
 
-    def timeout(self, now: float) -> "Breaker":
-        """A reply did not come in time."""
+    def timeout(self, now: float, *, began: float) -> "Breaker":
+        """A reply did not come in time.
+
+        Args:
+            began: Clock at which it was asked for. Of all that hang at once one counts: a single
+                hiccup must not look like three in a row.
+        """
+        if self.closed and began < self.counted_at:
+            return self
         if self.closed and self.timeouts + 1 < TIMEOUTS_TO_OPEN:
-            return replace(self, timeouts=self.timeouts + 1)
+            return replace(self, timeouts=self.timeouts + 1, counted_at=now)
         return self.open(now)
 
     def open(self, now: float) -> "Breaker":

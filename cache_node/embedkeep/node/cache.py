@@ -7,14 +7,10 @@ it, or with an error of its own. Nothing here knows gRPC.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from embedkeep import views
 from embedkeep.config import NodeConfig
 from embedkeep.errors import (
     DeadlineExceeded,
@@ -25,9 +21,10 @@ from embedkeep.errors import (
     Overloaded,
 )
 from embedkeep.keys import TAG_BYTES, Key
-from embedkeep.node.admission import Admission
-from embedkeep.node.arena import MISSING, Arena, Hits
+from embedkeep.node.admission import Admission, Urgency
+from embedkeep.node.arena import MISSING, Arena
 from embedkeep.node.embedders import Embedders, Outcome, Work
+from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.flights import Flights, Origin, Trip
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.space import Space
@@ -39,87 +36,15 @@ from embedkeep.v1 import embedder_pb2
 ANSWER_MARGIN_S: Final = 0.05
 """Left of a deadline to send what is there; a fifth of it where it is short."""
 
+_PURPOSES: Final = {
+    Urgency.DEMAND: embedder_pb2.PURPOSE_DEMAND,
+    Urgency.BULK: embedder_pb2.PURPOSE_BULK,
+    Urgency.BACKGROUND: embedder_pb2.PURPOSE_WARM,
+}
+
 _SLOWEST: Final = (
     Result.ERROR, Result.EMBEDDER, Result.COALESCED, Result.VALKEY, Result.NOT_CACHED, Result.L1,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One batch of one tenant."""
-
-    texts: Sequence[str]
-    prompt: str
-    """Put before each text; resolved, not a name."""
-    view: views.View
-    purpose: embedder_pb2.Purpose.ValueType
-    store: bool = True
-    """Answers may be kept."""
-    fresh: bool = False
-    """Compute anew, whatever is stored."""
-    cached_only: bool = False
-    """Do not compute."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Answer:
-    """One row for each text; filled while tiers answer, then handed out."""
-
-    space: Space
-    """Which model's vectors these are."""
-    epoch: int
-    """The tenant's when the request was read."""
-    rows: NDArray[np.float32]
-    """Shape (texts, model's dimensions); NaN where there is no vector."""
-    results: list[Result]
-    tokens: list[int]
-    truncated: list[int] = field(default_factory=list)
-    """Indices of texts that the model did not read to their end."""
-    errors: dict[int, EmbedKeepError] = field(default_factory=dict)
-    saved_ns: int = 0
-    spent_ns: int = 0
-
-    @classmethod
-    def empty(cls, count: int, space: Space, epoch: int) -> Self:
-        """No row answered yet; each must be taken or failed."""
-        return cls(
-            space=space,
-            epoch=epoch,
-            rows=np.empty((count, space.dimensions), np.float32),
-            results=[Result.ERROR] * count,
-            tokens=[0] * count,
-        )
-
-    def take(self, index: int, entry: Entry, result: Result) -> None:
-        """Answer one row."""
-        self.rows[index] = entry.vector
-        self.results[index] = result
-        self.tokens[index] = entry.tokens
-        if entry.truncated:
-            self.truncated.append(index)
-        if result is Result.EMBEDDER:
-            self.spent_ns += entry.device_ns
-        else:
-            self.saved_ns += entry.device_ns
-
-    def take_hits(self, indices: Sequence[int], hits: Hits) -> None:
-        """Answer rows from L1, all at once."""
-        self.truncated.extend(indices[at] for at in hits.truncated)
-        self.saved_ns += hits.device_ns
-        if len(indices) == len(self.results):  # the common case, without another copy
-            self.rows, self.tokens = hits.vectors, hits.tokens
-            self.results = [Result.L1] * len(indices)
-            return
-        self.rows[indices] = hits.vectors
-        for index, tokens in zip(indices, hits.tokens, strict=True):
-            self.results[index] = Result.L1
-            self.tokens[index] = tokens
-
-    def fail(self, index: int, error: EmbedKeepError) -> None:
-        """Refuse one row."""
-        self.errors[index] = error
-        self.results[index] = Result.NOT_CACHED if isinstance(error, NotCached) else Result.ERROR
-        self.rows[index] = np.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +82,9 @@ class Cache:
         self._metrics = metrics
         self._limits = config.limits
         self._l1_bytes = config.l1_bytes
+        self._ttl_s = config.valkey.ttl_s if config.valkey is not None else None
         self._clock_ms = clock_ms
-        self._admission = Admission(config.limits.max_pending_inputs)
+        self._admission = Admission(config.limits.max_pending_inputs, what="inputs")
         self._flights = Flights("trip")
         # A caller that wants a fresh vector must not be given one that was on its way before.
         self._fresh = Flights("fresh trip")
@@ -180,6 +106,7 @@ class Cache:
             nbytes=self._l1_bytes,
             dimensions=space.dimensions,
             tenants=[partition.tag for partition in self._tenants.partitions],
+            ttl_s=self._ttl_s,
         )
 
     async def close(self) -> None:
@@ -195,15 +122,14 @@ class Cache:
             EmbedKeepError: Every row failed for the same reason, and not by its own fault.
         """
         started = time.perf_counter()
+        wait_s = timeout_s - min(ANSWER_MARGIN_S, timeout_s / 5)
         space, arena = self._serving()
         asked = _Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         answer = Answer.empty(len(request.texts), space, tenant.epoch)
         missing = self._look_up(asked, answer, arena)
         if missing and request.cached_only:
-            await self._read_only(asked, answer, missing)
+            await self._read_only(asked, answer, missing, wait_s)
         elif missing:
-            left_s = timeout_s - (time.perf_counter() - started)
-            wait_s = left_s - min(ANSWER_MARGIN_S, left_s / 5)
             await self._fly(asked, answer, missing, wait_s)
         self._count(answer, time.perf_counter() - started)
         if len(answer.errors) == len(request.texts):
@@ -224,6 +150,9 @@ class Cache:
         try:
             if self.tier is not None:
                 await self.tier.delete(list(keys))
+                # Only now: a node that dropped them sooner could read them from Valkey again.
+                tenant.forgotten = max(self._clock_ms(), tenant.forgotten + 1)
+                await self.tier.share()
         finally:
             # A request that came while Valkey was deleting may have read the old entry.
             self._drop(keys)
@@ -236,7 +165,7 @@ class Cache:
         self._metrics.invalidations.inc()
 
     def epoch_moved(self, tenant: Partition) -> None:
-        """Give back what a partition's past epochs hold here."""
+        """Drop what L1 holds of a partition, and withdraw what is on its way."""
         if self._arena is not None:
             self._arena.remove_tenant(tenant.tag)
         for flights in (self._flights, self._fresh):
@@ -259,7 +188,11 @@ class Cache:
                 answer.fail(index, error)
         indices = [index for index in range(len(texts)) if index not in answer.errors]
         keys = [make(texts[index]) for index in indices]
-        slots = [MISSING] * len(keys) if request.fresh else arena.find(keys, asked.tenant.tag)
+        slots = (
+            [MISSING] * len(keys)
+            if request.fresh
+            else arena.find(keys, asked.tenant.tag, now_s=self._clock_ms() // 1000)
+        )
         found = [at for at, slot in enumerate(slots) if slot != MISSING]
         if found:
             hits = arena.read([slots[at] for at in found])
@@ -271,7 +204,9 @@ class Cache:
                     missing.setdefault(key, []).append(index)
         return missing
 
-    async def _read_only(self, asked: _Asked, answer: Answer, missing: Missing) -> None:
+    async def _read_only(
+        self, asked: _Asked, answer: Answer, missing: Missing, wait_s: float
+    ) -> None:
         """Answer from Valkey or not at all.
 
         Nothing is kept in L1: no flight carries these keys, so an invalidation that comes
@@ -279,7 +214,9 @@ class Cache:
         """
         entries: list[Entry | None] = [None] * len(missing)
         if self.tier is not None:
-            entries = await self.tier.read(list(missing), dimensions=asked.space.dimensions)
+            entries = await self.tier.read(
+                list(missing), dimensions=asked.space.dimensions, timeout_s=wait_s
+            )
         for indices, entry in zip(missing.values(), entries, strict=True):
             for index in indices:
                 if entry is None:
@@ -294,6 +231,7 @@ class Cache:
             ((key, texts[indices[0]]) for key, indices in missing.items()),
             store=asked.request.store,
             carry=partial(self._carry, asked),
+            urgency=asked.request.urgency,
         )
         try:
             await boarding.wait(wait_s)
@@ -335,21 +273,21 @@ class Cache:
 
     async def _compute(self, texts: Sequence[str], asked: _Asked) -> Sequence[Outcome]:
         """Have *texts* embedded, if there is room to wait for it."""
-        tag = asked.tenant.tag
+        tag, urgency = asked.tenant.tag, asked.request.urgency
         try:
-            self._admission.enter(tag, len(texts))
+            self._admission.enter(tag, len(texts), urgency)
         except Overloaded:
             self._metrics.refused.inc(len(texts))
             raise
         try:
             work = Work(
                 texts=[asked.request.prompt + text for text in texts],
-                purpose=asked.request.purpose,
+                purpose=_PURPOSES[urgency],
                 flow=tag,
             )
             return await self._embedders.compute(work, asked.space)
         finally:
-            self._admission.leave(tag, len(texts))
+            self._admission.leave(tag, len(texts), urgency)
 
     def _keep(self, key: Key, entry: Entry, asked: _Asked) -> bool:
         """Keep *entry* in L1, unless tenant or model have moved on; whether they have not."""
@@ -375,21 +313,6 @@ class Cache:
             metrics.lookups[kind].inc(answer.results.count(kind))
         metrics.latency[next(kind for kind in _SLOWEST if kind in kinds)].observe(seconds)
         metrics.saved.inc(answer.saved_ns / 1e9)
-
-
-def check(text: str, max_bytes: int) -> InvalidInput | None:
-    """Why *text* cannot be embedded; None: it can."""
-    if not text:
-        return InvalidInput("the input is empty: there is nothing to embed")
-    if "\0" in text:
-        return InvalidInput("the input holds a NUL character: remove it")
-    # 4 bytes a character at most; only texts near the limit are measured.
-    if 4 * len(text) > max_bytes and (size := len(text.encode())) > max_bytes:
-        return InvalidInput(
-            f"the input is {size} bytes of UTF-8; at most {max_bytes} are taken: split it into "
-            "chunks"
-        )
-    return None
 
 
 def _raise_if_shared(errors: Sequence[EmbedKeepError]) -> None:

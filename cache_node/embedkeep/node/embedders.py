@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkeep import tls
+from embedkeep.channels import AsyncLines, Lines, lent
 from embedkeep.config import EmbedderTarget
 from embedkeep.errors import (
     REASON_KEY,
@@ -75,15 +78,8 @@ class Embedders:
     def __init__(self, target: EmbedderTarget, *, on_drift: Callable[[str | None], None]) -> None:
         self._timeout_s = target.timeout_s
         self._on_drift = on_drift
-        options = [*_OPTIONS, *tls.channel_options(target.tls)]
-        if target.tls is None:
-            self._channel = grpc.aio.insecure_channel(target.address, options)
-        else:
-            self._channel = grpc.aio.secure_channel(
-                target.address, tls.channel_credentials(target.tls), options
-            )
-        self._stub: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(
-            self._channel
+        self._lines: AsyncLines[embedder_pb2_grpc.EmbedderAsyncStub] = Lines(
+            partial(_dial, target), tls.FollowedCredentials(target.tls) if target.tls else None
         )
         self._compared: dict[bytes, Space] = {}
         self._comparing = asyncio.Lock()
@@ -97,7 +93,8 @@ class Embedders:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        await self._channel.close()
+        for channel in self._lines.close():
+            await channel.close()
 
     async def describe(self) -> Space:
         """The space of whichever embedder answers.
@@ -133,7 +130,7 @@ class Embedders:
                 response = await self._embed_in(space, request, ends_s)
         except TimeoutError as error:
             raise EmbedderUnavailable("no embedder answered in time") from error
-        return outcomes(response, expected=len(work.texts), space=space)
+        return outcomes(response, expected=len(work.texts), space=space, now_s=int(time.time()))
 
     async def _embed_in(
         self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float
@@ -160,20 +157,23 @@ class Embedders:
     ) -> embedder_pb2.ComputeResponse:
         clock = asyncio.get_running_loop().time
         try:
-            return await self._stub.Embed(request, timeout=max(0.0, ends_s - clock()))
+            async with lent(self._lines) as stub:
+                return await stub.Embed(request, timeout=max(0.0, ends_s - clock()))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise _ours(error) from error
         try:
-            return await self._stub.Embed(request, timeout=max(0.0, ends_s - clock()))
+            async with lent(self._lines) as stub:
+                return await stub.Embed(request, timeout=max(0.0, ends_s - clock()))
         except grpc.aio.AioRpcError as error:
             raise _ours(error) from error
 
     async def _describe(self) -> embedder_pb2.DescribeResponse:
         try:
-            return await self._stub.Describe(
-                embedder_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S
-            )
+            async with lent(self._lines) as stub:
+                return await stub.Describe(
+                    embedder_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S
+                )
         except grpc.aio.AioRpcError as error:
             raise _ours(error) from error
 
@@ -204,8 +204,20 @@ class Embedders:
                 raise EmbedderUnavailable("the embedder went away before it could be compared")
 
 
+def _dial(
+    target: EmbedderTarget, trusted: grpc.ChannelCredentials | None
+) -> "tuple[grpc.aio.Channel, embedder_pb2_grpc.EmbedderAsyncStub]":  # a name for types only
+    options = [*_OPTIONS, *tls.channel_options(target.tls)]
+    channel = (
+        grpc.aio.insecure_channel(target.address, options)
+        if trusted is None
+        else grpc.aio.secure_channel(target.address, trusted, options)
+    )
+    return channel, embedder_pb2_grpc.EmbedderStub(channel)
+
+
 def outcomes(
-    response: embedder_pb2.ComputeResponse, *, expected: int, space: Space
+    response: embedder_pb2.ComputeResponse, *, expected: int, space: Space, now_s: int
 ) -> list[Outcome]:
     """Read an embedder's answer, trusting nothing.
 
@@ -240,6 +252,7 @@ def outcomes(
                     tokens=response.tokens[index],
                     truncated=index in cut,
                     device_ns=response.device_ns[index],
+                    born_s=now_s,
                 )
             )
     return found

@@ -19,6 +19,7 @@ import structlog
 
 from embedkeep.errors import EmbedKeepError, Internal
 from embedkeep.keys import Key
+from embedkeep.node.admission import Urgency
 from embedkeep.records import Entry
 
 log = structlog.stdlib.get_logger()
@@ -34,10 +35,11 @@ class Origin(Enum):
 class Flight:
     """One key on its way."""
 
-    __slots__ = ("_joined", "entry", "error", "key", "origin", "store", "text", "trip")
+    __slots__ = ("_joined", "entry", "error", "key", "origin", "store", "text", "trip", "urgency")
 
-    def __init__(self, key: Key, text: str, trip: "Trip", *, store: bool) -> None:
+    def __init__(self, key: Key, text: str, trip: "Trip", *, store: bool, urgency: Urgency) -> None:
         self.key: Final = key
+        self.urgency: Final = urgency
         self.text: Final = text
         self.trip: Final = trip
         self.store = store
@@ -135,25 +137,38 @@ class Flights:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._flying: dict[Key, Flight] = {}
+        self._flying: dict[tuple[Key, Urgency], Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._flying)
 
-    def board(self, wanted: Iterable[tuple[Key, str]], *, store: bool, carry: Carry) -> Boarding:
+    def board(
+        self,
+        wanted: Iterable[tuple[Key, str]],
+        *,
+        store: bool,
+        carry: Carry,
+        urgency: Urgency = Urgency.DEMAND,
+    ) -> Boarding:
         """Join the flights of *wanted*, and start those that do not fly yet, as one trip.
+
+        A flight that is less urgent than this caller is not joined: a person must not wait behind
+        background work. The embedder answers both from one pass while the slower one still waits
+        in its queue.
 
         Args:
             wanted: Distinct keys with their texts.
             store: The caller allows to keep answers; one that does is enough for a flight.
             carry: Carries the new trip.
+            urgency: Who waits.
         """
         trip = Trip()
         flights: list[Flight] = []
         for key, text in wanted:
-            if (flight := self._flying.get(key)) is None:
-                flight = self._flying[key] = Flight(key, text, trip, store=store)
+            if (flight := self._joinable(key, urgency)) is None:
+                flight = Flight(key, text, trip, store=store, urgency=urgency)
+                self._flying[key, urgency] = flight
                 trip.flights.append(flight)
             elif store:
                 flight.store = True
@@ -166,8 +181,8 @@ class Flights:
 
     def withdraw(self, concerns: Callable[[Key], bool]) -> None:
         """Let no later request join the flights of such keys, and keep none of their answers."""
-        for key in [key for key in self._flying if concerns(key)]:
-            self._flying.pop(key).store = False
+        for name in [name for name in self._flying if concerns(name[0])]:
+            self._flying.pop(name).store = False
 
     def abandon(self, trip: Trip) -> None:
         """Cancel *trip*: nobody waits for it."""
@@ -199,7 +214,16 @@ class Flights:
             for flight in trip.flights:
                 flight.land(Internal("the computation ended without an answer"), Origin.EMBEDDER)
 
+    def _joinable(self, key: Key, urgency: Urgency) -> Flight | None:
+        for level in Urgency:
+            if level > urgency:
+                return None
+            if (flight := self._flying.get((key, level))) is not None:
+                return flight
+        return None
+
     def _clear(self, trip: Trip) -> None:
         for flight in trip.flights:
-            if self._flying.get(flight.key) is flight:
-                del self._flying[flight.key]
+            name = (flight.key, flight.urgency)
+            if self._flying.get(name) is flight:
+                del self._flying[name]

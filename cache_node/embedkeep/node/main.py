@@ -1,11 +1,13 @@
 """The node's process: puts the parts together, runs what must run beside requests, and drains."""
 
 import asyncio
+import contextlib
 import time
 
 import grpc
 
 from embedkeep.config import NodeConfig
+from embedkeep.errors import Unavailable
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.embedders import Embedders
@@ -13,7 +15,7 @@ from embedkeep.node.metrics import Metrics
 from embedkeep.node.service import CacheService
 from embedkeep.node.space import agreement_key
 from embedkeep.node.tenants import open_tenants
-from embedkeep.node.tier import ValkeyTier
+from embedkeep.node.tier import ValkeyTier, read_address
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
@@ -36,7 +38,6 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
 
     def noted(why: str | None) -> None:
         agreement.note_drift(why)
-        metrics.drift.set(why is not None)
 
     async with Embedders(config.embedder, on_drift=noted) as embedders:
         cache = Cache(
@@ -52,7 +53,10 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
             on_space=cache.adopt,
             on_epoch=cache.epoch_moved,
         )
+        metrics.drift.set_function(lambda: agreement.drifting)
         if config.valkey is not None:
+            with contextlib.suppress(Unavailable):  # what is not mounted yet is read later
+                read_address(config.valkey)
             cache.tier = ValkeyTier(
                 config.valkey, shared=agreement, metrics=metrics, poll_s=config.epoch_poll_s
             )
@@ -68,7 +72,6 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
             metrics=config.metrics,
             tls=config.tls,
             max_message_bytes=config.limits.max_message_bytes,
-            max_concurrent_calls=config.limits.max_concurrent_calls,
             announce_file=config.announce_file,
             drain_s=config.drain_s,
         )

@@ -93,5 +93,5 @@ class Metrics:
             self.bytes.labels(tier).set(0)
             self.evictions.labels(tier)
         self.breaker_open.labels("valkey").set(0)
-        for kind in ("timeout", "lost", "error", "write_dropped"):
+        for kind in ("timeout", "lost", "error", "read_skipped", "write_dropped"):
             self.valkey_failures.labels(kind)

@@ -1,7 +1,8 @@
 """The wire: embedkeep.v1.EmbeddingCache in terms of `cache`, and errors in terms of gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Final
 
@@ -15,12 +16,14 @@ from embedkeep.errors import (
     UnknownModel,
     code_of,
 )
+from embedkeep.node.admission import Admission, Urgency
 from embedkeep.node.agreement import Agreement
-from embedkeep.node.cache import Answer, Cache, Request, check
+from embedkeep.node.cache import Cache
+from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.metrics import Result
 from embedkeep.node.tenants import Partition, Tenants
 from embedkeep.refusal import Context, refuse
-from embedkeep.v1 import cache_pb2, cache_pb2_grpc, embedder_pb2
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
 ROW_BYTES: Final = 288
 """Of a row in an answer beside its vector: source, status, tokens, and an error of full length."""
@@ -35,11 +38,11 @@ _SOURCES: Final = {
     Result.NOT_CACHED: cache_pb2.SOURCE_UNSPECIFIED,
     Result.ERROR: cache_pb2.SOURCE_UNSPECIFIED,
 }
-_PURPOSES: Final = {
-    cache_pb2.PRIORITY_UNSPECIFIED: embedder_pb2.PURPOSE_DEMAND,
-    cache_pb2.PRIORITY_INTERACTIVE: embedder_pb2.PURPOSE_DEMAND,
-    cache_pb2.PRIORITY_BULK: embedder_pb2.PURPOSE_BULK,
-    cache_pb2.PRIORITY_BACKGROUND: embedder_pb2.PURPOSE_WARM,
+_URGENCIES: Final = {
+    cache_pb2.PRIORITY_UNSPECIFIED: Urgency.DEMAND,
+    cache_pb2.PRIORITY_INTERACTIVE: Urgency.DEMAND,
+    cache_pb2.PRIORITY_BULK: Urgency.BULK,
+    cache_pb2.PRIORITY_BACKGROUND: Urgency.BACKGROUND,
 }
 _ENCODINGS: Final = {
     cache_pb2.ENCODING_UNSPECIFIED: views.Encoding.FLOAT32,
@@ -69,6 +72,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         self._cache = cache
         self._agreement = agreement
         self._tenants = tenants
+        self._calls = Admission(config.limits.max_concurrent_calls, what="calls")
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -80,7 +84,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.EmbedResponse:
         """See the .proto file."""
         try:
-            return await self._embed(request, context, context.time_remaining())
+            with self._call(context):
+                return await self._embed(request, context, context.time_remaining())
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -88,30 +93,20 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         self, request_iterator: AsyncIterator[cache_pb2.EmbedStreamRequest], context: Context
     ) -> None:
         """See the .proto file."""
-        slots = asyncio.Semaphore(self._config.limits.max_stream_requests)
-        writing = asyncio.Lock()
-
-        async def answer(message: cache_pb2.EmbedStreamRequest) -> None:
-            try:
-                response = await self._in_band(message, context)
-                async with writing:
-                    await context.write(response)
-            finally:
-                slots.release()
-
-        async with asyncio.TaskGroup() as answers:
-            async for message in self._until_draining(request_iterator):
-                await slots.acquire()
-                answers.create_task(answer(message), name=f"stream request {message.id}")
+        try:
+            with self._call(context):
+                await self._stream(request_iterator, context)
+        except EmbedKeepError as error:
+            await refuse(context, error)
 
     async def Invalidate(  # noqa: N802 - the wire's name
         self, request: cache_pb2.InvalidateRequest, context: Context
     ) -> cache_pb2.InvalidateResponse:
         """See the .proto file."""
         try:
-            tenant = self._tenants.authenticate(context.invocation_metadata() or ())
-            await self._invalidate(request, tenant)
-            return cache_pb2.InvalidateResponse(epoch=tenant.epoch)
+            with self._call(context) as tenant:
+                await self._invalidate(request, tenant)
+                return cache_pb2.InvalidateResponse(epoch=tenant.epoch)
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -138,6 +133,21 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             max_message_bytes=config.limits.max_message_bytes,
             tiers=self._tiers(),
         )
+
+    @contextmanager
+    def _call(self, context: Context) -> Iterator[Partition]:
+        """Count a call in, as its tenant's; strangers are refused before they hold anything.
+
+        Raises:
+            Unauthenticated: No tenant's.
+            Overloaded: Too many calls, or too many of that tenant.
+        """
+        tenant = self._tenants.authenticate(context.invocation_metadata() or ())
+        self._calls.enter(tenant.tag, 1)
+        try:
+            yield tenant
+        finally:
+            self._calls.leave(tenant.tag, 1)
 
     def _tiers(self) -> list[cache_pb2.Tier]:
         tier, embedder = self._cache.tier, self._agreement.embedder_problem
@@ -168,6 +178,25 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         asked = self._parse(request)
         answer = await self._cache.answer(asked, tenant, timeout_s=timeout_s)
         return render(answer, asked.view)
+
+    async def _stream(
+        self, messages: AsyncIterator[cache_pb2.EmbedStreamRequest], context: Context
+    ) -> None:
+        slots = asyncio.Semaphore(self._config.limits.max_stream_requests)
+        writing = asyncio.Lock()
+
+        async def answer(message: cache_pb2.EmbedStreamRequest) -> None:
+            try:
+                response = await self._in_band(message, context)
+                async with writing:
+                    await context.write(response)
+            finally:
+                slots.release()
+
+        async with asyncio.TaskGroup() as answers:
+            async for message in self._until_draining(messages):
+                await slots.acquire()
+                answers.create_task(answer(message), name=f"stream request {message.id}")
 
     async def _in_band(
         self, message: cache_pb2.EmbedStreamRequest, context: Context
@@ -238,8 +267,10 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             raise InvalidRequest(
                 "cache_control: no_cache and only_if_cached exclude each other; give at most one"
             )
-        if request.priority not in _PURPOSES:
-            raise InvalidRequest(f"priority: {request.priority} is none; 0 to {max(_PURPOSES)} are")
+        if request.priority not in _URGENCIES:
+            raise InvalidRequest(
+                f"priority: {request.priority} is none; 0 to {max(_URGENCIES)} are"
+            )
         if request.view.encoding not in _ENCODINGS:
             raise InvalidRequest(
                 f"view.encoding: {request.view.encoding} is none; 0 to {max(_ENCODINGS)} are"
@@ -257,7 +288,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             texts=list(request.inputs),
             prompt=self._prompt(request.model, request.prompt),
             view=view,
-            purpose=_PURPOSES[request.priority],
+            urgency=_URGENCIES[request.priority],
             store=not control.no_store,
             fresh=control.no_cache,
             cached_only=control.only_if_cached,

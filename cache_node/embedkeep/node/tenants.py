@@ -37,6 +37,9 @@ class Partition:
         self.tag: Final = tenant_tag(salt)
         self.epoch = 0
         """Entries of another epoch are never answered. Only grows."""
+        self.forgotten = 0
+        """When single texts were last forgotten by any node, ms; what L1 holds from before is
+        dropped. Only grows."""
         self._salt = salt
         self._spaces: OrderedDict[tuple[str, int, str], KeySpace] = OrderedDict()
 

@@ -6,6 +6,7 @@ Reads and writes have a connection each, so that a burst of writes does not dela
 """
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -98,18 +99,35 @@ class ValkeyTier:
         """Sync now, unless the breaker wants a pause."""
         self._wake.set()
 
-    async def read(self, keys: Sequence[Key], *, dimensions: int) -> list[Entry | None]:
-        """Entries in the order of *keys*; None: not there, not readable, or not in time."""
+    async def read(
+        self, keys: Sequence[Key], *, dimensions: int, timeout_s: float = math.inf
+    ) -> list[Entry | None]:
+        """Entries in the order of *keys*; None: not there, not readable, or not in time.
+
+        Args:
+            timeout_s: What the caller has left; only the tier's own timeout counts as its failure.
+        """
         links = self._links
+        missing: list[Entry | None] = [None] * len(keys)
         if not self.open or links is None:
-            return [None] * len(keys)
-        started = time.perf_counter()
+            return missing
+        began, started = time.monotonic(), time.perf_counter()
+        own_s = self._target.read_timeout_s
         try:
-            async with asyncio.timeout(self._target.read_timeout_s):
-                replies = await links.reads.pipeline([("GET", key) for key in keys])
-        except (TimeoutError, Unavailable) as error:
-            self._read_failed(links, error)
-            return [None] * len(keys)
+            asked = links.reads.pipeline([("GET", key) for key in keys])
+        except Unavailable:
+            # This node asks for more than Valkey has answered yet; that is no failure of Valkey.
+            self._metrics.valkey_failures.labels("read_skipped").inc()
+            return missing
+        try:
+            replies = await _in_time(asked, min(own_s, timeout_s))
+        except TimeoutError:
+            if timeout_s >= own_s:
+                self._read_timed_out(links, began)
+            return missing
+        except Unavailable:
+            self._metrics.valkey_failures.labels("lost").inc()  # `_lost` has shut the tier
+            return missing
         self._breaker = self._breaker.success() if self._breaker.closed else self._breaker
         self._metrics.valkey_seconds.observe(time.perf_counter() - started)
         return [
@@ -133,7 +151,7 @@ class ValkeyTier:
         done.add_done_callback(self._written)
 
     async def delete(self, keys: Sequence[Key]) -> None:
-        """Delete *keys*, after all writes before it.
+        """Delete *keys*, after all writes before it, and share what else is to be shared.
 
         Raises:
             Unavailable: Not known to be done.
@@ -141,6 +159,7 @@ class ValkeyTier:
         replies = await self._run([("DEL", *keys)])
         if isinstance(reply := replies[0], hiredis.HiredisError):
             raise Unavailable(f"Valkey did not delete: {reply}")
+        await self._shared.sync(self._run)
 
     async def share(self) -> None:
         """Sync now, and see it done.
@@ -198,7 +217,11 @@ class ValkeyTier:
             await asyncio.sleep(max(self._breaker.retry_at - time.monotonic(), 0))
 
     async def _connect(self) -> _Links:
-        address = read_address(self._target)
+        try:
+            address = read_address(self._target)
+        except InvalidConfig as error:
+            # The owner has seen the files whole at its start: they are being replaced.
+            raise Unavailable(str(error)) from error
         reads = await connect(
             address, on_lost=self._lost, stall_s=STALL_S, max_waiting_bytes=READ_QUEUE_BYTES
         )
@@ -235,11 +258,15 @@ class ValkeyTier:
             self._metrics.valkey_failures.labels("error").inc()
             return None
         try:
-            return decode(key, reply, dimensions=dimensions)
+            entry = decode(key, reply, dimensions=dimensions)
         except CorruptRecord as error:
             self._metrics.corrupt.inc()
             log.warning("corrupt record", key=key.hex(), why=str(error))
             return None
+        ttl_s = self._target.ttl_s
+        # Stored when entries were allowed to live longer than now.
+        over = ttl_s is not None and 0 < entry.born_s <= time.time() - ttl_s
+        return None if over else entry
 
     def _written(self, done: asyncio.Future[list[Reply]]) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -247,17 +274,14 @@ class ValkeyTier:
         elif isinstance(done.result()[0], hiredis.HiredisError):
             self._metrics.valkey_failures.labels("error").inc()
 
-    def _read_failed(self, links: _Links, error: TimeoutError | Unavailable) -> None:
-        """Count a read that failed; the first of those in flight over *links* may shut the tier."""
-        late = isinstance(error, TimeoutError)
-        kind = "timeout" if late else "lost"
+    def _read_timed_out(self, links: _Links, began: float) -> None:
+        """Count a read that was given up; several in a row shut the tier."""
         if links is not self._links:
             # The tier was shut for it already: the others must not lengthen the pause.
-            self._metrics.valkey_failures.labels(kind).inc()
+            self._metrics.valkey_failures.labels("timeout").inc()
             return
-        now = time.monotonic()
-        breaker = self._breaker.timeout(now) if late else self._breaker.open(now)
-        self._fail(kind, breaker, "reads time out" if late else str(error))
+        breaker = self._breaker.timeout(time.monotonic(), began=began)
+        self._fail("timeout", breaker, "reads time out")
 
     def _lost(self) -> None:
         """A connection ended; both go, so that writes and deletes stay in one order."""
@@ -284,12 +308,32 @@ class ValkeyTier:
             links.close()
 
 
+async def _in_time(asked: asyncio.Future[list[Reply]], timeout_s: float) -> list[Reply]:
+    """Wait for replies; what has come while this process was busy elsewhere is in time.
+
+    Raises:
+        TimeoutError: Nothing came; the future is cancelled.
+        Unavailable: The connection was lost.
+    """
+    try:
+        await asyncio.wait({asked}, timeout=timeout_s)
+        # The timer may have fired late, before the socket was looked at: look now.
+        for _ in range(2):
+            if not asked.done():
+                await asyncio.sleep(0)
+        if not asked.done():
+            raise TimeoutError
+        return asked.result()
+    finally:
+        asked.cancel()
+
+
 def read_address(target: ValkeyTarget) -> Address:
     """*target* with its secrets read.
 
     Raises:
         Unavailable: A file cannot be read now; it may be mounted later.
-        InvalidConfig: A certificate is none.
+        InvalidConfig: A file is not what it should be.
     """
     try:
         password = (
@@ -302,6 +346,10 @@ def read_address(target: ValkeyTarget) -> Address:
                 context.load_cert_chain(target.tls.cert_file, target.tls.key_file)
     except ssl.SSLError as error:
         raise InvalidConfig(f"no usable certificate: {error}", field="valkey.tls") from error
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(
+            f"{target.password_file} is no text", field="valkey.password_file"
+        ) from error
     except OSError as error:
         raise Unavailable(f"valkey: {error.filename}: {error.strerror}") from error
     return Address(

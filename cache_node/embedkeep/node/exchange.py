@@ -1,0 +1,109 @@
+"""What is asked of a cache and what it answers, as plain data. Nothing here knows gRPC."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedkeep import views
+from embedkeep.errors import EmbedKeepError, InvalidInput, NotCached
+from embedkeep.node.admission import Urgency
+from embedkeep.node.arena import Hits
+from embedkeep.node.metrics import Result
+from embedkeep.node.space import Space
+from embedkeep.records import Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One batch of one tenant."""
+
+    texts: Sequence[str]
+    prompt: str
+    """Put before each text; resolved, not a name."""
+    view: views.View
+    urgency: Urgency = Urgency.DEMAND
+    store: bool = True
+    """Answers may be kept."""
+    fresh: bool = False
+    """Compute anew, whatever is stored."""
+    cached_only: bool = False
+    """Do not compute."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One row for each text; filled while tiers answer, then handed out."""
+
+    space: Space
+    """Which model's vectors these are."""
+    epoch: int
+    """The tenant's when the request was read."""
+    rows: NDArray[np.float32]
+    """Shape (texts, model's dimensions); NaN where there is no vector."""
+    results: list[Result]
+    tokens: list[int]
+    truncated: list[int] = field(default_factory=list)
+    """Indices of texts that the model did not read to their end."""
+    errors: dict[int, EmbedKeepError] = field(default_factory=dict)
+    saved_ns: int = 0
+    spent_ns: int = 0
+
+    @classmethod
+    def empty(cls, count: int, space: Space, epoch: int) -> Self:
+        """No row answered yet; each must be taken or failed."""
+        return cls(
+            space=space,
+            epoch=epoch,
+            rows=np.empty((count, space.dimensions), np.float32),
+            results=[Result.ERROR] * count,
+            tokens=[0] * count,
+        )
+
+    def take(self, index: int, entry: Entry, result: Result) -> None:
+        """Answer one row."""
+        self.rows[index] = entry.vector
+        self.results[index] = result
+        self.tokens[index] = entry.tokens
+        if entry.truncated:
+            self.truncated.append(index)
+        if result is Result.EMBEDDER:
+            self.spent_ns += entry.device_ns
+        else:
+            self.saved_ns += entry.device_ns
+
+    def take_hits(self, indices: Sequence[int], hits: Hits) -> None:
+        """Answer rows from L1, all at once."""
+        self.truncated.extend(indices[at] for at in hits.truncated)
+        self.saved_ns += hits.device_ns
+        if len(indices) == len(self.results):  # the common case, without another copy
+            self.rows, self.tokens = hits.vectors, hits.tokens
+            self.results = [Result.L1] * len(indices)
+            return
+        self.rows[indices] = hits.vectors
+        for index, tokens in zip(indices, hits.tokens, strict=True):
+            self.results[index] = Result.L1
+            self.tokens[index] = tokens
+
+    def fail(self, index: int, error: EmbedKeepError) -> None:
+        """Refuse one row."""
+        self.errors[index] = error
+        self.results[index] = Result.NOT_CACHED if isinstance(error, NotCached) else Result.ERROR
+        self.rows[index] = np.nan
+
+
+def check(text: str, max_bytes: int) -> InvalidInput | None:
+    """Why *text* cannot be embedded; None: it can."""
+    if not text:
+        return InvalidInput("the input is empty: there is nothing to embed")
+    if "\0" in text:
+        return InvalidInput("the input holds a NUL character: remove it")
+    # 4 bytes a character at most; only texts near the limit are measured.
+    if 4 * len(text) > max_bytes and (size := len(text.encode())) > max_bytes:
+        return InvalidInput(
+            f"the input is {size} bytes of UTF-8; at most {max_bytes} are taken: split it into "
+            "chunks"
+        )
+    return None
