@@ -9,3 +9,9 @@ A node speaks to this package over gRPC only. Called by `embedkeep.cli`, by benc
 
 Importing this package loads neither onnxruntime nor torch; a backend's module does, when chosen.
 """
+
+import os
+
+# ONNX Runtime notes what runs it, and where, in the user's cache folder, to be sent to its maker.
+# It must be told before it is imported, and only this package imports it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
