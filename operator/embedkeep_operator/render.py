@@ -6,8 +6,10 @@ means.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from embedkeep.config import (
     Batching,
@@ -29,6 +31,21 @@ from embedkeep_operator.api_embedder import Batch, ManagedEmbedder
 from embedkeep_operator.api_model import Model, ModelSource
 from embedkeep_operator.api_nodes import Memory, Nodes
 from embedkeep_operator.api_policies import ClientAuth, Security
+
+TOLD_BY: Mapping[str, str] = MappingProxyType(
+    {
+        "model.name": "spec.model.name",
+        "model.max_tokens": "spec.model.maxTokens",
+        "model.source": "spec.model.source",
+        "model.source.path": "spec.model.source.path",
+        "model.source.package": "spec.model.source.package.name",
+        "model.source.token_file": "spec.model.source.hub.tokenSecretRef",
+        "backend": "spec.embedder.managed.backend",
+        "device": "spec.embedder.managed.device",
+        "dtype": "spec.embedder.managed.dtype",
+    }
+)
+"""Fields of configs that a process may refuse, and the resource's fields that decide them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,9 @@
 import io
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -9,10 +12,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from embedkeep.cli.embed import embed
-from embedkeep.cli.finding import address_of, running_caches
+from embedkeep.cli.finding import target_of
 from embedkeep.cli.reading import BATCH_INPUTS, MAX_LINE_BYTES, batches, from_lines
+from embedkeep.cli.writing import reporting
+from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unavailable
-from embedkeep.v1 import cache_pb2
+from embedkeep.runs import Ports, Run
+from embedkeep.tls import server_credentials
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+from embedkeep_operator.local.state import claimed, write_run
+from support.certificates import Authority
 from support.fake_node import DIMENSIONS, FakeNode, Refusal, running, vector_of
 
 
@@ -220,6 +229,8 @@ def test_flags_are_what_the_node_is_told(address: str, node: FakeNode, tmp_path:
         (["-a", "h:1", "--file", "/nowhere/x.txt"], "--file: /nowhere/x.txt cannot be read"),
         (["-a", "h:1", "--file", "/nowhere/x.txt", "a"], "not both"),
         (["-a", "h:1", "-o", "/nowhere/x.npy", "a"], "--output: /nowhere/x.npy cannot be written"),
+        (["-a", "h:1", "-o", "/", "a"], "--output: / cannot be written: Is a directory"),
+        (["-a", "h:1", "--no-cache", "--only-if-cached", "a"], "--only-if-cached: computes not"),
         (["-a", "h:1", "--api-key-file", "/nowhere/key", "a"], "/nowhere/key cannot be read"),
         (["-a", "h:1", "--tls-ca", "/nowhere/ca.pem", "a"], "/nowhere/ca.pem cannot be read"),
         (["-a", "h:1"], "no texts: the input is empty"),
@@ -242,27 +253,98 @@ def test_a_cache_that_is_away_is_an_error_and_not_a_half_file(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_running_local_cache_is_found_by_its_name_or_alone(
-    tmp_path: Path, node: FakeNode
+@contextmanager
+def said_to_run(
+    root: Path, name: str, address: str, *, pid: int, tls: ClientTls | None = None
+) -> Iterator[None]:
+    """A cache as `embedkeep up` leaves it on disk; it is going on while the block runs."""
+    ports = Ports(
+        grpc=int(address.rpartition(":")[2]), metrics=1, embedder_grpc=1, embedder_metrics=1,
+        valkey=1,
+    )  # fmt: skip
+    known = tls.model_dump(mode="json") if tls is not None else None
+    with claimed(root, name) as folder:
+        write_run(
+            folder,
+            Run(
+                name=name, pid=pid, started_at=0, file="/x.yaml", ports=ports, tls=tls is not None,
+                client_tls=known,
+            ),
+        )  # fmt: skip
+        yield
+
+
+def test_a_running_local_cache_is_found_by_its_name_or_alone(tmp_path: Path) -> None:
+    with said_to_run(tmp_path, "gone", "127.0.0.1:1", pid=os.getpid()):
+        pass  # its process id lives on, as somebody else's may
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "run.json").write_text('{"pid":')
+
+    with said_to_run(tmp_path, "docs", "127.0.0.1:7", pid=1):
+        assert target_of(None, tmp_path).address == "127.0.0.1:7"
+        assert target_of("docs", tmp_path).address == "127.0.0.1:7"
+        assert target_of("host:1", tmp_path).address == "host:1"
+        with pytest.raises(
+            InvalidConfig, match=r"last run of gone was killed: name docs, or start"
+        ):
+            target_of("gone", tmp_path)
+        with (
+            said_to_run(tmp_path, "more", "127.0.0.1:8", pid=1),
+            pytest.raises(InvalidConfig, match=r"several caches run here \(docs, more\)"),
+        ):
+            target_of(None, tmp_path)
+
+
+def test_a_cache_under_another_state_folder_is_found(address: str, tmp_path: Path) -> None:
+    with said_to_run(tmp_path / "mine", "docs", address, pid=1):
+        result = run("--state-dir", str(tmp_path / "mine"), "a")
+
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def behind_tls(node: FakeNode, tmp_path: Path) -> Iterator[tuple[str, ClientTls]]:
+    """The node's address, and how to reach it."""
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue("docs.test")
+    shown = ServerTls(cert_file=pair.cert_file, key_file=pair.key_file)
+    server = grpc.server(ThreadPoolExecutor(2))
+    cache_pb2_grpc.add_EmbeddingCacheServicer_to_server(node, server)
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(shown))
+    server.start()
+    yield f"127.0.0.1:{port}", ClientTls(ca_file=authority.ca_file, server_name="docs.test")
+    server.stop(None).wait()
+
+
+def test_a_local_cache_is_reached_by_its_name_over_tls(
+    behind_tls: tuple[str, ClientTls], tmp_path: Path
 ) -> None:
-    with running(node) as (address,):
-        for name, pid, port in [("docs", 10, int(address.rpartition(":")[2])), ("gone", 11, 1)]:
-            (tmp_path / name).mkdir()
-            file = tmp_path / name / "run.json"
-            file.write_text(json.dumps({"pid": pid, "ports": {"grpc": port}}))
-        (tmp_path / "half").mkdir()
-        (tmp_path / "half" / "run.json").write_text('{"pid":')
+    address, tls = behind_tls
+    with said_to_run(tmp_path / "state" / "embedkeep", "docs", address, pid=1, tls=tls):
+        result = run("--address", "docs", "a")
 
-        running_here = running_caches(tmp_path, alive=lambda pid: pid == 10)
+    assert result.exit_code == 0, result.output
 
-        assert running_here == {"docs": address}
-        assert address_of(None, running_here) == address
-        assert address_of("docs", running_here) == address
-        assert address_of("host:1", running_here) == "host:1"
-        with pytest.raises(InvalidConfig, match=r"'gone' .*there are: docs"):
-            address_of("gone", running_here)
-        with pytest.raises(InvalidConfig, match="several caches"):
-            address_of(None, {"a": "x:1", "b": "x:2"})
+
+def test_a_plain_call_of_a_node_with_tls_says_what_is_missing(
+    behind_tls: tuple[str, ClientTls],
+) -> None:
+    error = failure(run("--address", behind_tls[0], "--timeout", "5", "a"))
+
+    assert isinstance(error, Unavailable)
+    assert str(error).endswith("if the node speaks TLS, give --tls-ca FILE")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_is_named() -> None:
+    with (
+        pytest.raises(InvalidConfig) as caught,
+        reporting("out.npy"),
+        Path("/dev/full").open("wb") as full,
+    ):
+        full.write(b"x")
+
+    assert str(caught.value) == "--output: out.npy cannot be written: No space left on device"
 
 
 def test_a_line_without_end_is_passed_over_in_bounded_memory() -> None:

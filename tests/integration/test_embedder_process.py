@@ -96,15 +96,15 @@ async def test_a_signal_while_the_model_loads_ends_it_cleanly(tmp_path: Path) ->
         ({"work_dir": "/proc/none"}, "work_dir: the converted model cannot be written"),
     ],
 )
-async def test_what_cannot_be_started_says_why_and_ends_with_1(
+async def test_what_cannot_be_started_says_why_and_ends_with_2(
     tmp_path: Path, fields: dict[str, object], says: str
 ) -> None:
     with embedder(tmp_path, **fields) as started:
         status = await asyncio.to_thread(started.process.wait, WAIT_S)
         output = started.output()
 
-    assert status == 1, output
-    assert says in output
+    assert status == 2, output
+    assert f"error: {says}" in output
     assert "Traceback" not in output
 
 

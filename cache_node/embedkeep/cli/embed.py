@@ -1,34 +1,34 @@
 """`embedkeep embed`: texts in, vectors out."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, TypedDict, Unpack
+from typing import BinaryIO, Final, TypedDict, Unpack
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.cli.finding import address_of, running_caches, state_dir
+from embedkeep.cli.finding import Target, target_of
 from embedkeep.cli.reading import Line, batches, from_arguments, from_jsonl, from_lines
-from embedkeep.cli.writing import JsonLines, Npy, Writer, replacing, spooled
+from embedkeep.cli.writing import JsonLines, Npy, Writer, replacing, reporting, spooled
 from embedkeep.client import CacheControl, Client, Priority, Source
 from embedkeep.client.options import EmbedOptions
 from embedkeep.config import ClientTls
-from embedkeep.errors import EmbedKeepError, InvalidConfig, InvalidInput, ModelDrift
+from embedkeep.errors import EmbedKeepError, InvalidConfig, InvalidInput, ModelDrift, Unavailable
+from embedkeep.runs import default_root
 
 EPILOG = """
 \b
 Examples:
   embedkeep embed "how do I reset my password?"
-  embedkeep embed --prompt query "how do I reset my password?" | jq .vector
+  embedkeep embed --address quickstart "how do I reset my password?" | jq .vector
   embedkeep embed --file questions.txt --output questions.npy
   embedkeep embed --file docs.jsonl --field body --prompt document --output docs.jsonl.vec
   cut -f2 log.tsv | embedkeep embed --only-if-cached --output known.npy
-  embedkeep embed --address dns:///docs.prod.svc:7301 --api-key-file key --tls-ca ca.pem "hi"
+  embedkeep embed --address dns:///docs.prod.svc:50051 --api-key-file key --tls-ca ca.pem "hi"
 
 \b
 Exit status: 0, all inputs have a vector; 1, some have none (each is named on stderr) or the
@@ -45,6 +45,7 @@ class Flags(TypedDict):
     format: str | None
     with_text: bool
     address: str | None
+    state_dir: Path | None
     api_key_file: Path | None
     tls_ca: Path | None
     tls_cert: Path | None
@@ -55,10 +56,14 @@ class Flags(TypedDict):
     dimensions: int | None
     normalize: bool | None
     priority: str | None
-    cache_control: str | None
+    no_cache: bool
+    only_if_cached: bool
     no_store: bool
     timeout: float
 
+
+_CLOSED: Final = "Socket closed"
+"""How gRPC says that the other side took the connection and then ended it."""
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -92,6 +97,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "[default: the only one that runs here]",
 )  # fmt: skip
 @click.option(
+    "--state-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Where `embedkeep up` keeps its state.  [default: $XDG_STATE_HOME/embedkeep]",
+)  # fmt: skip
+@click.option(
     "--api-key-file", type=_FILE, envvar="EMBEDKEEP_API_KEY_FILE",
     help="The first word in it is your API key. Needed where the cache has tenants.",
 )  # fmt: skip
@@ -111,12 +120,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--priority", type=click.Choice([each.value for each in Priority]),
     help="Who waits. [default: interactive for TEXT, bulk for lines]",
 )  # fmt: skip
-@click.option(
-    "--no-cache", "cache_control", flag_value="no-cache", help="Compute anew, even what is cached."
-)
-@click.option(
-    "--only-if-cached", "cache_control", flag_value="only-if-cached", help="Compute nothing."
-)
+@click.option("--no-cache", is_flag=True, help="Compute anew, even what is cached.")
+@click.option("--only-if-cached", is_flag=True, help="Compute nothing.")
 @click.option("--no-store", is_flag=True, help="Keep nothing of this in the cache.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
@@ -127,13 +132,15 @@ def embed(texts: tuple[str, ...], **flags: Unpack[Flags]) -> None:
 
     Lines are read, embedded and written in batches, so files may be of any length.
     """
-    address = address_of(flags["address"], running_caches(state_dir(os.environ)))
+    how = _how(flags, interactive=bool(texts))
+    target = target_of(flags["address"], flags["state_dir"] or default_root())
     with (
+        _hinting(target, flags),
         _lines(texts, flags) as lines,
         _writer(flags) as writer,
-        Client(address, api_key=flags["api_key_file"], tls=_tls(flags)) as client,
+        Client(target.address, api_key=flags["api_key_file"], tls=_tls(target, flags)) as client,
     ):
-        run = Run(client, writer, _how(flags, interactive=bool(texts)))
+        run = Run(client, writer, how)
         for batch in batches(lines):
             run.embed(batch)
         if not run.inputs:
@@ -266,13 +273,24 @@ def _writer(flags: Flags) -> Iterator[Writer]:
         raise InvalidConfig("npy is not for a terminal: give --output FILE.npy", field="--format")
     else:
         file = spooled(sys.stdout.buffer)
-    with file as stream:
+    with reporting(output), file as stream:
         yield Npy(stream) if is_npy else JsonLines(stream, with_text=flags["with_text"])
 
 
-def _tls(flags: Flags) -> ClientTls | None:
+@contextmanager
+def _hinting(target: Target, flags: Flags) -> Iterator[None]:
+    """Say what may be the reason when a plain connection is closed by the other side."""
+    try:
+        yield
+    except Unavailable as error:
+        if _tls(target, flags) is None and _CLOSED in str(error):
+            raise Unavailable(f"{error}; if the node speaks TLS, give --tls-ca FILE") from error
+        raise
+
+
+def _tls(target: Target, flags: Flags) -> ClientTls | None:
     if not any((flags["tls_ca"], flags["tls_cert"], flags["tls_key"], flags["tls_name"])):
-        return None
+        return target.tls
     return ClientTls(
         ca_file=flags["tls_ca"],
         cert_file=flags["tls_cert"],
@@ -282,6 +300,10 @@ def _tls(flags: Flags) -> ClientTls | None:
 
 
 def _how(flags: Flags, *, interactive: bool) -> EmbedOptions:
+    if flags["no_cache"] and flags["only_if_cached"]:
+        raise InvalidConfig(
+            "computes nothing, and --no-cache computes all: give one", field="--only-if-cached"
+        )
     priority = flags["priority"] or (Priority.INTERACTIVE if interactive else Priority.BULK)
     return EmbedOptions(
         model=flags["model"],
@@ -291,8 +313,8 @@ def _how(flags: Flags, *, interactive: bool) -> EmbedOptions:
         priority=Priority(priority),
         cache=CacheControl(
             no_store=flags["no_store"],
-            no_cache=flags["cache_control"] == "no-cache",
-            only_if_cached=flags["cache_control"] == "only-if-cached",
+            no_cache=flags["no_cache"],
+            only_if_cached=flags["only_if_cached"],
         ),
         timeout_s=flags["timeout"],
     )

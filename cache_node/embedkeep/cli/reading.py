@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from embedkeep.errors import InvalidConfig
+
 BATCH_INPUTS: Final = 512
 """Inputs a call: enough to keep a node busy, few enough to be answered in time."""
 BATCH_CHARS: Final = 2 << 20
@@ -70,13 +72,20 @@ def batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 def _raw_lines(file: BinaryIO) -> Iterator[bytes | None]:
     """Lines without their ends; None for one that is too long."""
-    while raw := file.readline(MAX_LINE_BYTES + 2):
+    while raw := _read(file, MAX_LINE_BYTES + 2):
         if len(raw.rstrip(b"\r\n")) <= MAX_LINE_BYTES:
             yield raw.removesuffix(b"\n").removesuffix(b"\r")
             continue
         while raw and not raw.endswith(b"\n"):
-            raw = file.readline(MAX_LINE_BYTES)
+            raw = _read(file, MAX_LINE_BYTES)
         yield None
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    try:
+        return file.readline(size)
+    except OSError as error:
+        raise InvalidConfig(f"cannot be read: {error.strerror}", field="--file") from error
 
 
 def _decoded(number: int, raw: bytes | None) -> Line:

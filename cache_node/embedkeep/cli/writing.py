@@ -1,6 +1,8 @@
 """Rows of `embedkeep embed` as JSON lines or .npy, written as they come."""
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -132,21 +134,36 @@ class Npy(Writer):
 
 
 @contextmanager
+def reporting(output: str) -> Iterator[None]:
+    """Name *output* where writing fails in the block, whose reading reports its own failures.
+
+    Raises:
+        InvalidConfig: It cannot be written: a folder, no right to, a full disk.
+        BrokenPipeError: Its reader left, which is no fault.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if output == "-" else output
+        raise InvalidConfig(
+            f"{name} cannot be written: {error.strerror}", field="--output"
+        ) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that stands at *path* only once the block has ended well.
 
     Raises:
-        InvalidConfig: It cannot be written.
+        OSError: It cannot be written; found out before the block where that is possible.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     part = path.with_name(f".{path.name}.part")
     try:
-        file = part.open("w+b")
-    except OSError as error:
-        raise InvalidConfig(
-            f"{path} cannot be written: {error.strerror}", field="--output"
-        ) from error
-    try:
-        with file:
+        with part.open("w+b") as file:
             yield file
         part.replace(path)
     except BaseException:

@@ -13,7 +13,7 @@ from embedkeep.embedder import folder, source
 from embedkeep.embedder.backends import Backend
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.service import SERVICE, EmbedderService
-from embedkeep.errors import EmbedKeepError
+from embedkeep.errors import EmbedKeepError, InvalidConfig
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import embedder_pb2_grpc
 
@@ -27,7 +27,8 @@ def main(config: EmbedderConfig) -> None:
     It listens at once; its health is NOT_SERVING until the model is loaded and warm.
 
     Raises:
-        SystemExit: It cannot start or its device broke; with a message for people, status 1.
+        SystemExit: It cannot start or its device broke, after a message for people. Status 2 where
+            the config must change, so that nobody tries again; 1 otherwise.
     """
     metrics = EmbedderMetrics()
     service = EmbedderService(
@@ -39,9 +40,10 @@ def main(config: EmbedderConfig) -> None:
     try:
         run(lambda stop: _serve(config, service, metrics, stop), process="embedder")
     except EmbedKeepError as error:
-        raise SystemExit(f"embedder: {error}") from None
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2 if isinstance(error, InvalidConfig) else 1) from None
     if not service.ended(within_s=_LOADING_MAY_END_S):
-        # Everything else is closed; only a model that was still loading is left.
+        # Everything else is closed; left is a model that was still loading, or a text being read.
         sys.stderr.flush()
         os._exit(0)
 

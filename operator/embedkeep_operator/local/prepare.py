@@ -17,16 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from embedkeep.config import ClientTls, Listen
+from embedkeep.config import ClientTls, Listen, NodeConfig
 from embedkeep.errors import InvalidConfig
+from embedkeep.runs import Ports
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.api_nodes import Nodes
 from embedkeep_operator.api_nodes import Ports as WantedPorts
 from embedkeep_operator.local.certificate import way_in
 from embedkeep_operator.local.probes import grpc_health, valkey_ping
-from embedkeep_operator.local.state import Ports, kept_secret, write_private
+from embedkeep_operator.local.state import kept_secret, write_private
 from embedkeep_operator.local.supervisor import Program
 from embedkeep_operator.render import (
+    TOLD_BY,
     Neighbours,
     Place,
     embedder_config,
@@ -39,6 +41,9 @@ HOST: Final = "127.0.0.1"
 DRAIN_S: Final = 5.0
 """How long calls in flight may finish: somebody waits at the terminal."""
 STOP_GRACE_S: Final = 8.0
+PASSWORD_FILE: Final = "valkey-password"  # noqa: S105  # a file's name
+EXIT_USAGE: Final = 2
+"""Of our processes, where what they are told must change; see `embedkeep.cli`."""
 PORT_WAIT_S: Final = 10.0
 """How long the processes of a run that was killed may hold on to their ports."""
 
@@ -51,6 +56,8 @@ class Prepared:
     ports: Ports
     node_tls: ClientTls | None
     """How to reach the node from this machine. None: plain text."""
+    api_key_file: Path | None
+    """The first tenant's. None: everybody may call."""
 
 
 def check_files(resource: EmbeddingCache, secrets: Path | None) -> None:
@@ -85,7 +92,12 @@ def _is_installed(name: str) -> bool:
 
 
 def prepare(
-    resource: EmbeddingCache, folder: Path, *, secrets: Path | None, patient: bool
+    resource: EmbeddingCache,
+    folder: Path,
+    *,
+    secrets: Path | None,
+    patient: bool,
+    free_ports: bool = False,
 ) -> Prepared:
     """Choose ports, write the configs into *folder*, and say what is to be run.
 
@@ -93,17 +105,31 @@ def prepare(
         folder: The cache's own, of `state.claimed`.
         secrets: Laid out as <name>/<key>. None: the resource needs none.
         patient: A run before this one was killed: wait for its ports.
+        free_ports: Take free ports, whatever the resource says.
 
     Raises:
         InvalidConfig: A file, a port or the Valkey server is missing; names the field.
     """
     check_files(resource, secrets)
     server = find_valkey(os.environ)
-    wanted = (resource.spec.nodes or Nodes()).ports or WantedPorts()
-    ports = choose_ports(wanted, wait_s=PORT_WAIT_S if patient else 0)
-    secrets = (secrets or folder / "secrets").absolute()
+    wanted = WantedPorts() if free_ports else (resource.spec.nodes or Nodes()).ports
+    ports = choose_ports(wanted or WantedPorts(), wait_s=PORT_WAIT_S if patient else 0)
+    node = _write_configs(resource, folder, ports, (secrets or folder / "secrets").absolute())
+    node_tls = way_in(node.tls) if node.tls is not None else None
+    return Prepared(
+        programs=_programs(folder, ports, server, node_tls),
+        ports=ports,
+        node_tls=node_tls,
+        api_key_file=node.tenants[0].api_key_file if node.tenants else None,
+    )
+
+
+def _write_configs(
+    resource: EmbeddingCache, folder: Path, ports: Ports, secrets: Path
+) -> NodeConfig:
+    """Write all that the processes read; what the node is told is also returned."""
     password = random_secrets.token_hex(32)
-    write_private(folder / "valkey-password", password.encode())
+    write_private(folder / PASSWORD_FILE, password.encode())
     kept_secret(folder / "cluster-secret")
     (folder / "valkey").mkdir(mode=0o700, exist_ok=True)
     write_private(
@@ -122,30 +148,33 @@ def prepare(
             embedder=f"{HOST}:{ports.embedder_grpc}",
             valkey_host=HOST,
             valkey_port=ports.valkey,
-            valkey_password_file=folder / "valkey-password",
+            valkey_password_file=folder / PASSWORD_FILE,
             cluster_secret_file=folder / "cluster-secret",
         ),
     )
     for name, config in (("node", node), ("embedder", embedder)):
         write_private(folder / f"{name}.json", config.model_dump_json(indent=1).encode())
         (folder / f"{name}.announce.json").unlink(missing_ok=True)
-    node_tls = way_in(node.tls) if node.tls is not None else None
+    return node
+
+
+def _programs(
+    folder: Path, ports: Ports, server: Path, node_tls: ClientTls | None
+) -> tuple[Program, ...]:
+    """What is run, in the order of start."""
     env = {**os.environ, **_without_proxy(os.environ), "PYTHONUNBUFFERED": "1"}
     ours = partial(_own_program, folder=folder, env=env)
-    return Prepared(
-        programs=(
-            Program(
-                name="valkey",
-                command=(str(server), str(folder / "valkey.conf")),
-                probe=partial(valkey_ping, ports.valkey, password),
-                env=env,
-                stop_grace_s=STOP_GRACE_S,
-            ),
-            ours("embedder", ports.embedder_grpc, None, ()),
-            ours("node", ports.grpc, node_tls, ("valkey",)),
+    password = (folder / PASSWORD_FILE).read_text()
+    return (
+        Program(
+            name="valkey",
+            command=(str(server), str(folder / "valkey.conf")),
+            probe=partial(valkey_ping, ports.valkey, password),
+            env=env,
+            stop_grace_s=STOP_GRACE_S,
         ),
-        ports=ports,
-        node_tls=node_tls,
+        ours("embedder", ports.embedder_grpc, None, ()),
+        ours("node", ports.grpc, node_tls, ("valkey",)),
     )
 
 
@@ -176,6 +205,8 @@ def _own_program(  # noqa: PLR0913  # bound above
         after=after,
         env=env,
         stop_grace_s=STOP_GRACE_S,
+        refusal_codes=frozenset({EXIT_USAGE}),
+        told_by=TOLD_BY,
     )
 
 
@@ -223,7 +254,8 @@ def _bound(name: str, port: int | None, wait_s: float) -> socket.socket:
                 time.sleep(0.1)
                 continue
             raise InvalidConfig(
-                f"{HOST}:{port} cannot be used: {error.strerror}; leave it out for a free one",
+                f"{HOST}:{port} cannot be used: {error.strerror}; leave it out, or give"
+                " --free-ports, for a free one",
                 field=f"spec.nodes.ports.{name}",
             ) from error
         return held

@@ -7,7 +7,9 @@ Nothing outlives the block, nor this process.
 """
 
 import asyncio
+import errno
 import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,13 +20,14 @@ from types import TracebackType
 from typing import Final
 
 from embedkeep.config import ClientTls
-from embedkeep.errors import Unavailable
+from embedkeep.errors import InvalidConfig, Unavailable
+from embedkeep.runs import Ports, Run, default_root, is_running, read_run
 from embedkeep_operator import manifest
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.local.backoff import Backoff
 from embedkeep_operator.local.output import Output
 from embedkeep_operator.local.prepare import prepare
-from embedkeep_operator.local.state import Ports, Run, claimed, default_root, is_running, read_run
+from embedkeep_operator.local.state import claimed, write_run
 from embedkeep_operator.local.supervisor import Child, Event, Supervisor
 from embedkeep_operator.unbuilt import kubernetes_only, refuse_unbuilt
 
@@ -42,6 +45,8 @@ class Running:
     ports: Ports
     tls: ClientTls | None
     """How to reach the node. None: plain text."""
+    api_key_file: Path | None
+    """The first tenant's. None: everybody may call."""
     notes: tuple[str, ...]
     """What the resource says that means nothing on one machine."""
     supervisor: Supervisor
@@ -67,6 +72,21 @@ class Running:
         """valkey, embedder and node: state, pid, starts, last lines."""
         return self.supervisor.children
 
+    @property
+    def command(self) -> str:
+        """A line for a shell that asks this cache something."""
+        words = ["embedkeep", "embed", "--address", self.address]
+        tls = self.tls or ClientTls()
+        for flag, value in (
+            ("--tls-ca", tls.ca_file),
+            ("--tls-cert", tls.cert_file),
+            ("--tls-key", tls.key_file),
+            ("--tls-name", tls.server_name),
+            ("--api-key-file", self.api_key_file),
+        ):
+            words += [flag, str(value)] if value is not None else []
+        return shlex.join([*words, "TEXT"])
+
     def pid(self, name: str) -> int:
         """Of the process itself, for example to disturb it in a test.
 
@@ -81,6 +101,7 @@ class Running:
         """Wait until every process is ready.
 
         Raises:
+            InvalidConfig: One can never start as the resource tells it.
             Unavailable: One was given up, or the time is over; says which and why.
         """
         try:
@@ -104,6 +125,7 @@ class Local:
         logs: Folder for log files. None: to *on_line*, or else into the state folder.
         on_line: Gets each line of output: process, stream, text. Must not block.
         on_event: Gets what is worth telling. Must not block.
+        free_ports: Take free ports, whatever the resource says.
         wait_s: How long to wait until all is ready before the block begins, seconds. None: begin
             at once.
         policy: When processes that ended are started again.
@@ -116,6 +138,7 @@ class Local:
         state_dir: Path | None = None,
         secrets: Path | None = None,
         logs: Path | None = None,
+        free_ports: bool = False,
         on_line: Callable[[str, str, str], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
         wait_s: float | None = 120.0,
@@ -126,6 +149,7 @@ class Local:
         self._secrets = secrets
         self.logs = logs
         """Folder of log files; None: none yet, or lines go to *on_line*."""
+        self._free_ports = free_ports
         self._on_line = on_line
         self._on_event = on_event
         self._wait_s = wait_s
@@ -164,8 +188,15 @@ class Local:
         name = resource.metadata.name
         stale = await asyncio.to_thread(self._is_stale, name)
         folder = await asyncio.to_thread(stack.enter_context, claimed(self._root.absolute(), name))
+        # Until the new one is written there is none: the lock would vouch for the old one.
+        (folder / "run.json").unlink(missing_ok=True)
         prepared = await asyncio.to_thread(
-            prepare, resource, folder, secrets=self._secrets, patient=stale
+            prepare,
+            resource,
+            folder,
+            secrets=self._secrets,
+            patient=stale,
+            free_ports=self._free_ports,
         )
         if stale:
             self._tell(Event(at=time.time(), process="up", message="the last run was killed"))
@@ -183,10 +214,11 @@ class Local:
             folder=folder,
             ports=prepared.ports,
             tls=prepared.node_tls,
+            api_key_file=prepared.api_key_file,
             notes=tuple(f"only used on Kubernetes: {path}" for path in kubernetes_only(resource)),
             supervisor=supervisor,
         )
-        self._write_run(running)
+        write_run(folder, self._as_run(running))
         stack.callback((folder / "run.json").unlink, missing_ok=True)
         stack.push_async_callback(_stopped, supervisor)
         supervisor.start()
@@ -201,16 +233,17 @@ class Local:
     ) -> Callable[[str, str, str], None]:  # fmt: skip
         if self._on_line is not None:
             return self._on_line
-        self.logs = self.logs if self.logs is not None else folder / "logs"
-        await asyncio.to_thread(self.logs.mkdir, parents=True, exist_ok=True)
+        if self.logs is None:
+            self.logs = folder / "logs"
+        await asyncio.to_thread(_check_logs, self.logs)
         output = Output(self.logs)
         output.start()
         stack.push_async_callback(output.close)
         return output.line
 
-    def _write_run(self, running: Running) -> None:
+    def _as_run(self, running: Running) -> Run:
         tls = running.tls
-        Run(
+        return Run(
             name=running.name,
             pid=os.getpid(),
             started_at=running.started_at,
@@ -218,12 +251,28 @@ class Local:
             ports=running.ports,
             tls=tls is not None,
             client_tls=tls.model_dump(mode="json") if tls is not None else None,
-        ).write(running.folder / "run.json")
+        )
 
     def _tell(self, event: Event) -> None:
         self.events.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _check_logs(folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        InvalidConfig: Nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InvalidConfig(
+            f"{folder} cannot be written: {error.strerror}", field="--logs"
+        ) from error
 
 
 async def _stopped(supervisor: Supervisor) -> None:

@@ -1,11 +1,8 @@
-"""What `embedkeep up` keeps on disk about one cache, and how others see whether it runs.
+"""What `embedkeep up` keeps on disk about one cache; how others read it stands in `embedkeep.runs`.
 
-<state dir>/<name>/: lock, run.json, cluster-secret, valkey-password, configs, pids/, logs/. The
-lock is the truth: the kernel gives it back however a process ends, so a run.json without a locked
-lock is left over.
+<state dir>/<name>/: lock, run.json, cluster-secret, valkey-password, configs, pids/, logs/.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -13,11 +10,12 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from embedkeep.errors import InvalidConfig
+from embedkeep.runs import Run, read_run
 
 SECRET_BYTES: Final = 32
 LOCK_TRIES: Final = 5
@@ -25,65 +23,9 @@ LOCK_PAUSE_S: Final = 0.05
 """`embedkeep status` holds the lock for an instant to look at it."""
 
 
-def default_root() -> Path:
-    """$XDG_STATE_HOME/embedkeep, or ~/.local/state/embedkeep."""
-    home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state"  # noqa: PTH117  # an empty text is no path
-    return base / "embedkeep"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """Where everything of one cache listens, on loopback."""
-
-    grpc: int
-    """The node, for services."""
-    metrics: int
-    """The node's /metrics."""
-    embedder_grpc: int
-    embedder_metrics: int
-    valkey: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One run of `embedkeep up`, as written to run.json."""
-
-    name: str
-    pid: int
-    started_at: float
-    """Seconds since the epoch."""
-    file: str
-    """The resource's file."""
-    ports: Ports
-    tls: bool = False
-    """The node speaks TLS."""
-    client_tls: dict[str, str | None] | None = None
-    """How this machine's own processes reach it: fields of ClientTls. None: plain text."""
-
-    def write(self, file: Path) -> None:
-        """Whole or not at all."""
-        write_private(file, json.dumps(asdict(self), indent=1).encode())
-
-
-def read_run(folder: Path) -> Run | None:
-    """What run.json says; None: there is none, or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        data = json.loads((folder / "run.json").read_text())
-        return Run(**{**data, "ports": Ports(**data["ports"])})
-    return None
-
-
-def is_running(folder: Path) -> bool:
-    """A process holds the lock of this folder now."""
-    try:
-        with (folder / "lock").open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+def write_run(folder: Path, run: Run) -> None:
+    """Write run.json, whole or not at all."""
+    write_private(folder / "run.json", json.dumps(asdict(run), indent=1).encode())
 
 
 @contextmanager

@@ -14,13 +14,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from embedkeep.config import ClientTls
-from embedkeep.errors import EmbedKeepError, InvalidConfig, Unavailable
+from embedkeep.errors import EmbedKeepError, Unavailable
+from embedkeep.runs import Run, default_root, find
 from embedkeep.v1 import cache_pb2
 from embedkeep_operator.local import view
 from embedkeep_operator.local.observe import Counts, read
 from embedkeep_operator.local.probes import loopback_channel
-from embedkeep_operator.local.state import Run, default_root, is_running, read_run
 
 INFO_TIMEOUT_S: Final = 2.0
 INFO: Final = f"/{cache_pb2.DESCRIPTOR.services_by_name['EmbeddingCache'].full_name}/Info"
@@ -74,26 +73,6 @@ def status(name: str | None, *, as_json: bool, state_dir: Path | None) -> None:
         raise Unavailable(f"the node does not answer: {names}")
 
 
-def find(root: Path, name: str | None) -> list[Run]:
-    """The runs asked for.
-
-    Raises:
-        InvalidConfig: None runs; says whether one was killed.
-    """
-    folders = [root / name] if name is not None else sorted(root.glob("*/"))
-    runs = [run for folder in folders if is_running(folder) and (run := read_run(folder))]
-    if runs:
-        return runs
-    killed = [folder.name for folder in folders if read_run(folder) is not None]
-    others = [folder.name for folder in sorted(root.glob("*/")) if is_running(folder)]
-    said = f"{name} does not run here" if name is not None else "no cache runs here"
-    if killed:
-        said += f"; the last run of {', '.join(killed)} was killed"
-    if others:
-        said += f"; there is {', '.join(others)}"
-    raise InvalidConfig(f"{said}: start one with `embedkeep up FILE`")
-
-
 async def _reports(runs: Iterable[Run]) -> list[Report]:
     return await asyncio.gather(*(_report(run) for run in runs))
 
@@ -111,9 +90,8 @@ async def _report(run: Run) -> Report:
 
 async def _info(run: Run) -> tuple[cache_pb2.InfoResponse | None, str]:
     """What the node says, or why it says nothing."""
-    tls = ClientTls(**run.client_tls) if run.client_tls is not None else None
     try:
-        async with loopback_channel(run.ports.grpc, tls) as channel:
+        async with loopback_channel(run.ports.grpc, run.way_in) as channel:
             ask = channel.unary_unary(
                 INFO,
                 request_serializer=cache_pb2.InfoRequest.SerializeToString,
@@ -146,7 +124,7 @@ def as_data(report: Report) -> dict[str, object]:
 def _shown(report: Report) -> RenderableType:
     run, info = report.run, report.info
     facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_row("gRPC", f"127.0.0.1:{run.ports.grpc}{' (TLS)' if run.tls else ''}")
+    facts.add_row("gRPC", f"{run.address}{' (TLS)' if run.tls else ''}")
     facts.add_row("metrics", f"http://127.0.0.1:{run.ports.metrics}/metrics")
     facts.add_row("file", run.file)
     facts.add_row("process", str(run.pid))

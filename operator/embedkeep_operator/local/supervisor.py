@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from embedkeep.errors import Unavailable
+from embedkeep.errors import EmbedKeepError
 from embedkeep_operator.local.backoff import Backoff, Record
+from embedkeep_operator.local.endings import ended_how, given_up, refused
 
 WATCHDOG: Final = Path(__file__).with_name("watchdog.py")
 MAX_LINE: Final = 16 << 10
@@ -67,6 +68,10 @@ class Program:
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     stop_grace_s: float = 10.0
     """How long it may take to stop before it is killed, seconds."""
+    refusal_codes: frozenset[int] = frozenset()
+    """Exit codes that say: as it is told, it can never start."""
+    told_by: Mapping[str, str] = field(default_factory=dict)
+    """For its refusals: fields of its config, and the resource's fields that they come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +115,8 @@ class Child:
         """Why it is not ready, or why it was given up."""
         self.last_lines: deque[str] = deque(maxlen=20)
         """What it said last."""
+        self.refused = False
+        """It never was ready, and its exit code is one of the program's refusals."""
         self._supervisor = supervisor
         self._stopping = False
         self._record = Record()
@@ -141,7 +148,7 @@ class Child:
             await self._run_once()
             if self._is_stopping():
                 break
-            if self._record.hopeless(policy):
+            if self.refused or self._record.hopeless(policy):
                 self._become(State.FAILED)
                 return
             pause_s = policy.pause_s(self._record.ends, self._supervisor.chance())
@@ -225,6 +232,7 @@ class Child:
             ran_s=time.monotonic() - started_s,
             policy=self._supervisor.policy,
         )
+        self.refused = code in self.program.refusal_codes and not self._record.was_ready
 
     def _kill_group(self) -> None:
         """What a watchdog without a chance to clean up has left."""
@@ -322,29 +330,29 @@ class Supervisor:
         """Wait until all programs are ready at once.
 
         Raises:
+            InvalidConfig: One can never start as it is told.
             Unavailable: One was given up; says why, with its last words.
         """
         await self.board.until(lambda: self.are_ready([*self.children]) or self._lost())
         if self._lost():
             raise self.failure()
 
-    async def failed(self) -> Unavailable:
+    async def failed(self) -> EmbedKeepError:
         """Wait until a program is given up, and return the reason."""
         await self.board.until(self._lost)
         return self.failure()
 
-    def failure(self) -> Unavailable:
+    def failure(self) -> EmbedKeepError:
         """Why the first program was given up. Call it only once one was."""
         for name, task in self._tasks.items():
             if task.done() and not task.cancelled() and (bug := task.exception()) is not None:
                 raise bug
             child = self.children[name]
             if child.state is State.FAILED:
-                told = [line for line in child.last_lines if '"level": "info"' not in line]
-                said = "".join(f"\n    {line}" for line in told or child.last_lines)
-                words = f"; it said last:{said}" if said else " and said nothing"
-                return Unavailable(
-                    f"{name} could not be started in {child.starts} tries: {child.reason}{words}"
+                if child.refused:
+                    return refused(name, [*child.last_lines], child.program.told_by)
+                return given_up(
+                    name, starts=child.starts, reason=child.reason, lines=[*child.last_lines]
                 )
         raise AssertionError("no program was given up")
 
@@ -387,12 +395,3 @@ async def _started(
         lambda: _Watched(loop), *command, env=env, start_new_session=True
     )
     return asyncio.subprocess.Process(transport, protocol, loop), protocol.exited
-
-
-def ended_how(code: int) -> str:
-    """For people: a process's exit code, where 128 + n stands for signal n."""
-    number = -code if code < 0 else code - 128
-    if number > 0:
-        with contextlib.suppress(ValueError):
-            return f"ended by {signal.Signals(number).name}"
-    return f"ended with exit code {code}"

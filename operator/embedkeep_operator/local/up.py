@@ -27,7 +27,7 @@ EPILOG: Final = """
 Examples:
   embedkeep up examples/quickstart.yaml
   embedkeep up cache.yaml --plain > cache.log 2>&1
-  embedkeep up examples/tenants.yaml --secrets ./secrets
+  embedkeep up examples/tenants.yaml --secrets ~/embedkeep-secrets
   EMBEDKEEP_VALKEY=/opt/valkey/bin/valkey-server embedkeep up cache.yaml
 
 Secrets are read from DIR/<secret name>/<key>, as Kubernetes mounts them. What is kept between
@@ -35,7 +35,7 @@ runs, and the logs behind the live view, lie in the state folder under the resou
 
 \b
 Exit status: 0, stopped by Ctrl-C or SIGTERM; 1, a process could not be started; 2, the file or
-something it names is wrong, or asks for what is not built yet.
+something it names is wrong, or asks for what is not built yet; 130, Ctrl-C before it had begun.
 """
 
 
@@ -46,6 +46,7 @@ class Flags(TypedDict):
     state_dir: Path | None
     logs: Path | None
     plain: bool
+    free_ports: bool
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -58,6 +59,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--logs", type=_FOLDER, metavar="DIR", help="Write each process's log to a file in DIR."
 )
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+@click.option("--free-ports", is_flag=True, help="Take free ports, whatever FILE says.")
 @click.option(
     "--state-dir", type=_FOLDER, metavar="DIR",
     help="Where state is kept.  [default: $XDG_STATE_HOME/embedkeep]",
@@ -102,6 +104,7 @@ async def _up(file: Path, flags: Flags) -> None:
             state_dir=flags["state_dir"],
             secrets=flags["secrets"],
             logs=flags["logs"],
+            free_ports=flags["free_ports"],
             on_line=output.line if to_terminal else None,
             on_event=None if live else _teller(output),
             wait_s=None,
@@ -162,7 +165,7 @@ async def _plain(output: Output, running: Running) -> None:
     while not await _is_ready(running, PLAIN_S):
         states = ", ".join(map(_standing, running.processes.values()))
         output.line("up", "stdout", f"waiting: {states}")
-    output.line("up", "stdout", f"ready: embedkeep embed --address {running.address} TEXT")
+    output.line("up", "stdout", f"ready: {running.command}")
     async for counts, rate in _looks(running, PLAIN_S):
         output.line("up", "stdout", view.line(counts, rate))
 
@@ -194,7 +197,7 @@ async def _live(console: Console, local: Local, running: Running) -> None:
             counts,
             rate,
             local.events,
-            hint=f"logs in {local.logs}   Ctrl-C stops",
+            hint=f"{running.command}\nlogs in {local.logs}   Ctrl-C stops",
             now_s=time.monotonic(),
         )
 
