@@ -1,11 +1,22 @@
 """Credentials from files, for servers and for channels, with one way of saying what is missing."""
 
+import ssl
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final
 
 import grpc
 
 from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import InvalidConfig
+
+LOOK_EVERY_S: Final = 5.0
+"""How often a client looks whether its files have changed. Servers end connections after minutes
+only, so an orderly rotation is noticed well before the old certificates are refused."""
+
+Versions = tuple[tuple[int, int, int], ...]
+"""Of each file: when it was written, which file it is, and its size."""
 
 
 def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
@@ -17,12 +28,13 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
         InvalidConfig: A file cannot be read now.
     """
     first = _server_config(tls)
-    shown: tuple[int, ...] = ()  # so the first handshake looks again: files may change till then
+    files = (tls.cert_file, tls.key_file, tls.client_ca_file)
+    shown: Versions = ()  # so the first handshake looks again: files may change till then
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         nonlocal shown
         try:
-            if (versions := _versions(tls)) == shown:
+            if (versions := _versions(files)) == shown:
                 return None
             config = _server_config(tls)
         except (OSError, InvalidConfig):
@@ -52,6 +64,58 @@ def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     )
 
 
+class FollowedCredentials:
+    """A client's credentials, made anew when their files have changed.
+
+    Files that are half written, missing or do not fit keep the last good ones. Thread-safe.
+
+    Args:
+        clock: Monotonic seconds.
+
+    Raises:
+        InvalidConfig: As for `channel_credentials`.
+    """
+
+    def __init__(self, tls: ClientTls, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tls = tls
+        self._clock = clock
+        self._files = (tls.ca_file, tls.cert_file, tls.key_file)
+        # Before they are read, so that a change meanwhile is found by the next look.
+        try:
+            self._seen = _versions(self._files)
+        except OSError:
+            self._seen = ()  # reading says which
+        self._newest = channel_credentials(tls)
+        self._look_at = clock() + LOOK_EVERY_S
+
+    def newest(self) -> grpc.ChannelCredentials:
+        """The same object for as long as nothing has changed. Looks at most every 5 s.
+
+        A look is three calls of stat, so that it may be done on an event loop.
+        """
+        if (now := self._clock()) >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            self._look()
+        return self._newest
+
+    def doubt(self) -> None:
+        """A call found nobody: have the next `newest` look."""
+        self._look_at = self._clock()
+
+    def _look(self) -> None:
+        try:
+            if (versions := _versions(self._files)) == self._seen:
+                return
+            renewed, fit = channel_credentials(self._tls), _fit(self._tls)
+            if versions != _versions(self._files):
+                return  # they are being written: the next look finds them whole
+        except (OSError, InvalidConfig):
+            return
+        self._seen = versions  # also of bad ones: they are read once, and not for each look
+        if fit:
+            self._newest = renewed
+
+
 def channel_options(tls: ClientTls | None) -> list[tuple[str, str]]:
     """Options that make the server's name match, where it is not the host dialled."""
     if tls is None or tls.server_name is None:
@@ -65,9 +129,28 @@ def _server_config(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
 
 
-def _versions(tls: ServerTls) -> tuple[int, ...]:
-    files = (tls.cert_file, tls.key_file, tls.client_ca_file)
-    return tuple(file.stat().st_mtime_ns for file in files if file is not None)
+def _versions(files: Iterable[Path | None]) -> Versions:
+    found = [file.stat() for file in files if file is not None]
+    return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in found)
+
+
+def _fit(tls: ClientTls) -> bool:
+    """All files are PEM, and the key is the certificate's.
+
+    gRPC itself would only make a channel whose calls all fail.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # What is too weak is for the handshake to say, by the rules of gRPC's own library.
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    try:
+        if tls.ca_file is not None:
+            context.load_verify_locations(tls.ca_file)
+        if tls.cert_file is not None:
+            # Without a password it would ask for one at the terminal.
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+    except ssl.SSLError:
+        return False
+    return True
 
 
 def _read(file: Path, field: str) -> bytes:

@@ -330,6 +330,53 @@ async def test_an_epoch_that_somebody_else_began_empties_the_near_cache(
     assert node.texts == ["a", "b", "a"]
 
 
+async def test_a_node_that_has_not_heard_of_an_invalidation_leaves_nothing_near(
+    kind: Kind, node: FakeNode, address: str
+) -> None:
+    async with kind(address, near_cache=NearCache(max_bytes=1 << 20)) as client:
+        await client.embed(["a"])
+        assert await client.invalidate_all() == 2
+        node.epoch = 1
+        await client.embed(["a"])
+        await client.embed(["a"])
+
+        assert client.stats.near_hits == 0
+
+
+async def test_what_one_key_was_told_is_not_near_for_another(
+    kind: Kind, node: FakeNode, address: str
+) -> None:
+    keys = iter(["key-a", "key-a", "key-b", "key-a"])  # the first is only looked at
+    near = NearCache(max_bytes=1 << 20)
+    async with kind(address, near_cache=near, api_key=lambda: next(keys)) as client:
+        sources = [(await client.embed_detailed(["a"])).sources for _ in range(3)]
+
+    assert sources == [(Source.L1,), (Source.L1,), (Source.NEAR,)]
+    assert [sent["authorization"] for sent in node.metadata] == [
+        "Bearer key-a", "Bearer key-a", "Bearer key-b",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]], ids=["one request", "several"])
+async def test_closing_during_a_call_is_told_to_its_caller(
+    kind: Kind, node: FakeNode, address: str, texts: list[str]
+) -> None:
+    node.max_inputs = 1
+    client = kind(address, timeout_s=NEVER_S, fallback=Fallback(embed=lambda t, _: rows_of(t)))
+    await client.info()
+    await client.embed(["limits are known now"])
+    node.hold = threading.Event()
+    while node.entered.acquire(blocking=False):
+        pass
+    call = asyncio.create_task(client.embed(texts), name="call")
+    assert await asyncio.to_thread(node.entered.acquire, timeout=WAIT_S)
+
+    await client.close()
+
+    with pytest.raises(Unavailable, match="the client was closed during the call"):
+        await asyncio.wait_for(call, WAIT_S)
+
+
 async def test_info_tells_what_is_served(kind: Kind, address: str) -> None:
     async with kind(address) as client:
         info = await client.info()

@@ -19,6 +19,7 @@ from embedkeep.errors import (
 from support.clients import KINDS, Kind
 from support.node import Node, node_config, running
 from support.tap import DIMENSIONS, Tap, serve_tap
+from support.valkey import free_port
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -54,6 +55,25 @@ async def test_a_hundred_thousand_texts_come_back_whole(kind: Kind, tap: Tap, no
     assert all(
         row.tobytes() in tap.computed[text] for text, row in zip(texts, vectors, strict=True)
     )
+
+
+async def test_a_node_that_comes_back_with_lower_limits_is_asked_in_smaller_parts(
+    kind: Kind, tap: Tap, tmp_path: Path
+) -> None:
+    texts = [f"text {number}" for number in range(100)]
+    async with serve_tap(tap) as embedder_port:
+        grpc = {"port": free_port()}
+        high, low = (
+            node_config(tmp_path, embedder_port, grpc=grpc, limits={"max_inputs": most})
+            for most in (80, 30)
+        )
+        async with kind(f"127.0.0.1:{grpc['port']}", timeout_s=30) as client:
+            async with running(high):
+                await client.embed(texts)
+            async with running(low):
+                vectors = await client.embed(texts)
+
+    assert [row.tobytes() for row in vectors] == [tap.computed[text][-1] for text in texts]
 
 
 async def test_bad_inputs_fail_alone_and_say_why(kind: Kind, node: Node) -> None:

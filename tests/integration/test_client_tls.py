@@ -1,5 +1,6 @@
 """Both clients against a real node that speaks TLS and wants to see a certificate."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -12,10 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from embedkeep import ClientTls, Retries
+from embedkeep.config import NodeConfig
 from embedkeep.errors import InvalidConfig, Unavailable
 from support.clients import KINDS, Kind
 from support.node import Node, node_config, running
 from support.tap import Tap, serve_tap
+from support.valkey import free_port
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -109,3 +112,57 @@ async def test_who_shows_none_or_expects_another_name_is_not(
 async def test_a_certificate_without_its_key_is_refused(kind: Kind, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="both cert_file and key_file"):
         kind("localhost:1", tls=ClientTls(cert_file=tmp_path / "leaf.pem"))
+
+
+def on_tls(folder: Path, embedder_port: int, port: int) -> NodeConfig:
+    tls = {
+        "cert_file": str(folder / "leaf.pem"),
+        "key_file": str(folder / "leaf.key"),
+        "client_ca_file": str(folder / "ca.pem"),
+    }
+    return node_config(folder, embedder_port, tls=tls, grpc={"port": port})
+
+
+async def test_a_rotated_authority_is_followed_without_a_restart(
+    kind: Kind, tap: Tap, tmp_path: Path
+) -> None:
+    write_certificates(tmp_path)
+    async with serve_tap(tap) as embedder_port:
+        config = on_tls(tmp_path, embedder_port, free_port())
+        tls = certificates(tmp_path)
+        address = f"127.0.0.1:{config.grpc.port}"
+        async with kind(address, tls=tls, retries=PATIENT, timeout_s=30) as client:
+            async with running(config, ready=False):
+                await client.embed("a")
+            write_certificates(tmp_path)
+            async with running(config, ready=False):
+                vectors = await client.embed("b")
+
+    assert vectors.tobytes() == tap.computed["b"][0]
+
+
+async def test_a_rotation_ends_no_call_that_is_under_way(
+    kind: Kind, tap: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedkeep.tls.LOOK_EVERY_S", 0.0)
+    write_certificates(tmp_path)
+    async with serve_tap(tap) as embedder_port:
+        config = on_tls(tmp_path, embedder_port, free_port())
+        tls = certificates(tmp_path)
+        address = f"127.0.0.1:{config.grpc.port}"
+        async with (
+            running(config, ready=False),
+            kind(address, tls=tls, retries=PATIENT, timeout_s=30) as client,
+        ):
+            await client.embed("kept")
+            tap.gate.clear()
+            under_way = asyncio.create_task(client.embed("slow"), name="under way")
+            while (await tap.entered.get()).texts != ["slow"]:
+                pass
+            write_certificates(tmp_path)
+            await client.embed("kept")
+            tap.gate.set()
+            vectors = await under_way
+
+    assert vectors.tobytes() == tap.computed["slow"][0]
+    assert client.stats.retries == 0

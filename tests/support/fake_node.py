@@ -44,6 +44,8 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
     max_inputs: int = 100
     max_input_bytes: int = 1000
     max_message_bytes: int = 64 << 10
+    dimensions: int = DIMENSIONS
+    """That Info tells; 0: no embedder was seen yet."""
     model: str = "model-a"
     epoch: int = 1
     refusals: deque[Refusal] = field(default_factory=deque)
@@ -129,7 +131,7 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
         """What Info answers."""
         return cache_pb2.InfoResponse(
             version="0", model=f"org/{self.model}", aliases=["docs", "docs:query"],
-            prompts=["query"], fingerprint=self.model, dimensions=DIMENSIONS, max_tokens=256,
+            prompts=["query"], fingerprint=self.model, dimensions=self.dimensions, max_tokens=256,
             epoch=self.epoch, max_inputs=self.max_inputs, max_input_bytes=self.max_input_bytes,
             max_message_bytes=self.max_message_bytes,
             tiers=[cache_pb2.Tier(name="valkey", serving=False, message="paused")],

@@ -22,7 +22,9 @@ from embedkeep.errors import (
     InvalidResponse,
     ModelDrift,
     Overloaded,
+    Unauthenticated,
     Unavailable,
+    UnknownModel,
 )
 from embedkeep.v1 import cache_pb2
 from embedkeep.views import Encoding
@@ -92,9 +94,14 @@ class World:
                 self.now += rest_s
                 continue
             transmit = flying.pop(pick(len(flying)))
-            is_embed = isinstance(transmit.request, cache_pb2.EmbedRequest)
-            if is_embed and self.errors:
+            request = transmit.request
+            if isinstance(request, cache_pb2.EmbedRequest) and self.errors:
                 exchange.failed(transmit.ticket, self.errors.pop(0), self.now)
+            elif (
+                isinstance(request, cache_pb2.EmbedRequest)
+                and len(request.inputs) > self.node.max_inputs
+            ):
+                exchange.failed(transmit.ticket, InvalidRequest("too many inputs"), self.now)
             else:
                 exchange.answered(transmit.ticket, answer(self.node, transmit), self.now)
 
@@ -139,6 +146,81 @@ def test_limits_are_asked_for_again_when_the_model_has_changed() -> None:
 
     world.drive(world.call(["a"]))
 
+    assert world.node.infos == 2
+
+
+def test_limits_told_before_the_model_is_known_are_not_kept() -> None:
+    """How many rows fit an answer depends on the model."""
+    world = World(node=FakeNode(dimensions=0))
+    world.drive(world.call(["a"]))
+    world.node.dimensions = DIMENSIONS
+
+    world.drive(world.call(["a"]))
+    world.drive(world.call(["a"]))
+
+    assert world.node.infos == 2
+    assert world.learned.info == an_info()
+
+
+def test_a_request_that_lower_limits_refuse_is_cut_anew() -> None:
+    world = World(node=FakeNode(max_inputs=6), parallel=2)
+    texts = [f"text {number}" for number in range(15)]
+    world.drive(world.call(texts))
+    world.node.max_inputs = 2
+    world.node.requests.clear()
+
+    result = world.drive(world.call(texts)).result()
+
+    np.testing.assert_array_equal(np.stack([vector_of(text) for text in texts]), result.vectors)
+    assert {len(request.inputs) for request in world.node.requests} == {1, 2}
+    assert world.node.infos == 2
+    world.drive(world.call(texts))
+    assert world.node.infos == 2
+
+
+def test_a_request_is_cut_anew_once_and_then_the_refusal_stands() -> None:
+    world = World()
+    world.errors = [InvalidRequest("first"), InvalidRequest("second")]
+    exchange = world.call(["a", "b"])
+    (info,) = exchange.due(world.now)
+    exchange.answered(info.ticket, answer(world.node, info), world.now)
+    world.node.max_inputs = 1
+
+    with pytest.raises(InvalidRequest, match="second"):
+        world.drive(exchange)
+
+
+def test_a_refusal_that_is_not_about_limits_sends_nothing_twice() -> None:
+    world = World(learned=Learned(info=an_info()), errors=[InvalidRequest("no such prompt")])
+
+    with pytest.raises(InvalidRequest, match="no such prompt"):
+        world.drive(world.call(["a"]))
+
+    assert (world.node.infos, world.node.requests) == (1, [])
+    assert world.learned.info == an_info()
+
+
+@pytest.mark.parametrize("kind", [InvalidInput, UnknownModel, Unauthenticated])
+def test_a_text_a_name_or_a_key_that_is_refused_asks_for_no_limits(
+    kind: type[InvalidRequest],
+) -> None:
+    world = World(learned=Learned(info=an_info()), errors=[kind("planted")])
+
+    with pytest.raises(kind, match="planted"):
+        world.drive(world.call(["a"]))
+
+    assert world.node.infos == 0
+
+
+def test_a_text_that_is_too_long_by_old_limits_is_judged_by_new_ones() -> None:
+    world = World(node=FakeNode(max_input_bytes=5))
+    world.drive(world.call(["short"]))
+    world.node.max_input_bytes = 20
+
+    result = world.drive(world.call(["longer", "x" * 30])).result()
+
+    assert world.node.texts == ["short", "longer"]
+    assert [failure.index for failure in result.failed] == [1]
     assert world.node.infos == 2
 
 
@@ -282,6 +364,22 @@ def test_a_call_that_never_gets_one_model_says_so() -> None:
 
     with pytest.raises(ModelDrift, match="different models"):
         world.drive(world.call(["a", "b"]))
+
+
+def test_a_call_that_cannot_begin_anew_in_time_falls_back_and_sends_nothing_more() -> None:
+    node = FakeNode(max_inputs=1)
+    world = World(
+        node=node, parallel=1, has_fallback=True, timeout_s=0.1,
+        learned=Learned(info=info_of(node.described())),
+    )  # fmt: skip
+    exchange = world.call(["a", "b"])
+    for model in ("model-a", "model-b"):
+        node.model = model
+        (transmit,) = exchange.due(world.now)
+        exchange.answered(transmit.ticket, answer(node, transmit), world.now)
+
+    assert exchange.done
+    assert exchange.unanswered() == [1]
 
 
 def a_near(world: World) -> NearStore:

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,10 +92,10 @@ def test_another_epoch_or_model_empties_it() -> None:
         assert found(store, "before", "after") == {"after"}
 
 
-def test_answers_asked_for_before_it_was_emptied_are_not_kept() -> None:
+def test_answers_asked_for_before_a_forget_are_not_kept() -> None:
     store = a_store()
     generation, _, _ = store.look_up(SCOPE, ["text"])
-    store.empty()
+    store.forget(b"", epoch=0)
 
     store.keep(generation, A, SCOPE, {"text": a_row()})
 
@@ -121,3 +122,70 @@ def test_an_answer_that_alone_is_too_large_is_not_kept_and_costs_no_other() -> N
     keep(store, "large", size=2000)
 
     assert found(store, "small", "large") == {"small"}
+
+
+def keep_as(store: NearStore, tenant: bytes, *texts: str, epoch: int = 1) -> None:
+    scope = Scope(tenant=tenant, model=None, prompt=None, view=View())
+    generation, _, _ = store.look_up(scope, [])
+    identity = Identity(fingerprint="a", epoch=epoch)
+    store.keep(generation, identity, scope, {text: a_row() for text in texts})
+
+
+def found_by(store: NearStore, tenant: bytes, *texts: str) -> set[str]:
+    return found(store, *texts, scope=Scope(tenant=tenant, model=None, prompt=None, view=View()))
+
+
+def test_answers_of_an_epoch_before_the_one_an_invalidation_returned_are_not_kept() -> None:
+    """They come from a node that has not heard of it yet."""
+    store = a_store()
+    store.forget(b"", epoch=2)
+
+    keep(store, "lagging", identity=Identity(fingerprint="a", epoch=1))
+    keep(store, "heard", identity=Identity(fingerprint="a", epoch=2))
+
+    assert found(store, "lagging", "heard") == {"heard"}
+
+
+def test_an_answer_of_an_earlier_epoch_takes_no_later_ones_away() -> None:
+    store = a_store()
+    keep(store, "later", identity=Identity(fingerprint="a", epoch=2))
+
+    keep(store, "earlier", identity=Identity(fingerprint="a", epoch=1))
+
+    assert found(store, "earlier", "later") == {"later"}
+
+
+def test_a_cache_that_began_anew_with_lower_epochs_is_believed_in_the_end() -> None:
+    now = [0.0]
+    store = a_store(max_age_s=60, now=now)
+    store.forget(b"", epoch=9)
+    now[0] = 60.1
+
+    keep(store, "a", "b", identity=Identity(fingerprint="a", epoch=1))
+
+    assert found(store, "a", "b") == {"a", "b"}
+
+
+def test_tenants_have_their_own_answers_and_epochs() -> None:
+    store = a_store()
+    keep_as(store, b"one", "text", epoch=7)
+    keep_as(store, b"two", "other text", epoch=1)
+
+    assert found_by(store, b"one", "text", "other text") == {"text"}
+    assert found_by(store, b"two", "text", "other text") == {"other text"}
+    store.forget(b"one", epoch=8)
+    assert found_by(store, b"one", "text") == set()
+    assert found_by(store, b"two", "other text") == {"other text"}
+
+
+def test_it_remembers_so_many_tenants_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedkeep.client.near.MAX_TENANTS", 2)
+    store = a_store()
+    keep_as(store, b"one", "text")
+    keep_as(store, b"two", "text")
+    found_by(store, b"one")
+
+    keep_as(store, b"three", "text")
+
+    assert [found_by(store, name, "text") for name in (b"one", b"three")] == [{"text"}] * 2
+    assert len(store) == 2

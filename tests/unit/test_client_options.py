@@ -60,10 +60,10 @@ def test_a_key_file_is_read_again_for_each_call(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("first\n")
     core = Core(Options(api_key=file))
-    before = core.metadata()
+    before = core.caller().metadata
     file.write_text("second\nfirst\n")
 
-    assert [before, core.metadata()] == [
+    assert [before, core.caller().metadata] == [
         (("authorization", "Bearer first"),),
         (("authorization", "Bearer second"),),
     ]

@@ -10,6 +10,7 @@ from embedkeep.errors import (
     EmbedderUnavailable,
     EmbedKeepError,
     InvalidInput,
+    InvalidRequest,
     InvalidResponse,
     Overloaded,
     Unavailable,
@@ -136,6 +137,17 @@ def test_a_foreign_error_becomes_ours(
     assert ours.retry_after_s == retry_after_s
     assert str(ours) == "host:1: the details"
     assert ours.__cause__ is foreign
+
+
+def test_a_message_that_grpc_finds_too_large_is_no_full_queue() -> None:
+    foreign = grpc.aio.AioRpcError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        initial_metadata=grpc.aio.Metadata(),
+        trailing_metadata=grpc.aio.Metadata(),
+        details="SERVER: Received message larger than max (1048577 vs. 1048576)",
+    )
+
+    assert type(error_of(foreign, target="host:1")) is InvalidRequest
 
 
 def test_limits_of_nothing_are_refused() -> None:

@@ -1,10 +1,17 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import InvalidConfig
-from embedkeep.tls import channel_credentials, channel_options, server_credentials
+from embedkeep.tls import (
+    LOOK_EVERY_S,
+    FollowedCredentials,
+    channel_credentials,
+    channel_options,
+    server_credentials,
+)
 from support.certificates import Authority
 
 
@@ -60,3 +67,75 @@ def test_a_server_may_be_called_otherwise_than_it_is_dialled() -> None:
 @pytest.mark.parametrize("tls", [None, ClientTls()])
 def test_a_server_is_called_as_it_is_dialled_by_default(tls: ClientTls | None) -> None:
     assert channel_options(tls) == []
+
+
+class Renewed:
+    """A client's files, and time that stands until it is moved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 0.0
+        self.authority = Authority(folder)
+        self.pair = self.authority.issue(into="client")
+        self.tls = ClientTls(
+            ca_file=self.authority.ca_file,
+            cert_file=self.pair.cert_file,
+            key_file=self.pair.key_file,
+        )
+        self.credentials = FollowedCredentials(self.tls, clock=lambda: self.now)
+
+    def renew(self) -> None:
+        self.authority.issue(into="client")
+
+
+def test_a_clients_credentials_stay_the_same_while_their_files_do(tmp_path: Path) -> None:
+    given = Renewed(tmp_path)
+    before = given.credentials.newest()
+    given.now += 10 * LOOK_EVERY_S
+    given.credentials.doubt()
+
+    assert given.credentials.newest() is before
+
+
+def test_a_renewed_file_is_noticed_with_the_next_look_and_not_before(tmp_path: Path) -> None:
+    given = Renewed(tmp_path)
+    before = given.credentials.newest()
+    given.renew()
+
+    given.now += LOOK_EVERY_S - 0.1
+    assert given.credentials.newest() is before
+    given.now += 0.1
+    after = given.credentials.newest()
+    assert after is not before
+    assert given.credentials.newest() is after
+
+
+def test_a_call_that_found_nobody_makes_the_next_one_look(tmp_path: Path) -> None:
+    given = Renewed(tmp_path)
+    before = given.credentials.newest()
+    given.renew()
+
+    given.credentials.doubt()
+
+    assert given.credentials.newest() is not before
+
+
+@pytest.mark.parametrize("harm", ["half a certificate", "another key", "no key", "no authority"])
+def test_files_that_do_not_fit_keep_a_clients_last_good_ones(tmp_path: Path, harm: str) -> None:
+    given = Renewed(tmp_path)
+    before = given.credentials.newest()
+    if harm == "half a certificate":
+        given.pair.cert_file.write_bytes(given.pair.cert_file.read_bytes()[:200])
+    elif harm == "another key":
+        shutil.copy(given.authority.issue("other").key_file, given.pair.key_file)
+    elif harm == "no key":
+        given.pair.key_file.unlink()
+    else:
+        given.authority.ca_file.write_text("")
+    given.credentials.doubt()
+    meanwhile = given.credentials.newest()
+
+    Authority(tmp_path).issue(into="client")
+    given.credentials.doubt()
+
+    assert meanwhile is before
+    assert given.credentials.newest() is not before

@@ -3,20 +3,26 @@
 import asyncio
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.client.core import Core, Metadata
+from embedkeep.channels import AsyncLines, Lines, lent
+from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
-from embedkeep.client.exchange import Exchange, Response, Transmit
+from embedkeep.client.exchange import Exchange, Metadata, Response, Transmit
 from embedkeep.client.options import Ask, ClientOptions, EmbedOptions, Options
 from embedkeep.client.results import CacheInfo, ClientStats, Embedded
 from embedkeep.client.wire import error_of
+from embedkeep.errors import Unavailable
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+
+if TYPE_CHECKING:
+    from embedkeep.config import ClientTls  # see options
 
 
 class AsyncClient:
@@ -33,15 +39,14 @@ class AsyncClient:
     """
 
     def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: cache_pb2_grpc.EmbeddingCacheAsyncStub | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
         self._target = target_of(target)
         self._options = Options(**options)
         self._core = Core(self._options)
         tls = self._options.tls
-        self._credentials = None if tls is None else credentials(tls)
+        self._lines: AsyncLines[cache_pb2_grpc.EmbeddingCacheAsyncStub] = Lines(
+            partial(_dial, self._target, tls), credentials(tls)
+        )
 
     async def embed(
         self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]
@@ -86,9 +91,8 @@ class AsyncClient:
         return self._core.stats
 
     async def close(self) -> None:
-        """Close the connections. Calls under way fail; a second close does nothing."""
-        channel, self._channel, self._stub, self._closed = self._channel, None, None, True
-        if channel is not None:
+        """Close the connections; as `Client.close`."""
+        for channel in self._lines.close():
             await channel.close()
 
     async def __aenter__(self) -> Self:
@@ -103,7 +107,7 @@ class AsyncClient:
         await self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_channel", None) is not None:
+        if (lines := getattr(self, "_lines", None)) is not None and lines.dialled:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
@@ -126,12 +130,14 @@ class AsyncClient:
         try:
             await self._drive(exchange)
         finally:
-            self._core.forget_near()
+            self._core.forget_near(exchange)
         return exchange.result()
 
     async def _drive(self, exchange: Exchange) -> None:
         """Send what is due and bring back the answers, until the call is done."""
-        clock, metadata = self._core.clock, self._core.metadata()
+        if self._lines.closed:
+            raise RuntimeError(f"{self!r} is closed")
+        clock, metadata = self._core.clock, exchange.caller.metadata
         flying: dict[asyncio.Task[Response], int] = {}
         try:
             while True:
@@ -158,6 +164,8 @@ class AsyncClient:
 
     def _take(self, exchange: Exchange, ticket: int, task: asyncio.Task[Response]) -> None:
         now = self._core.clock()
+        if self._lines.closed and (task.cancelled() or task.exception() is not None):
+            raise Unavailable("the client was closed during the call")
         error = task.exception()
         if error is None:
             exchange.answered(ticket, task.result(), now)
@@ -167,26 +175,27 @@ class AsyncClient:
             raise error
 
     async def _send(self, transmit: Transmit, metadata: Metadata) -> Response:
-        stub, request, timeout_s = self._connected(), transmit.request, transmit.timeout_s
-        if isinstance(request, cache_pb2.EmbedRequest):
-            return await stub.Embed(request, timeout=timeout_s, metadata=metadata)
-        if isinstance(request, cache_pb2.InfoRequest):
-            return await stub.Info(request, timeout=timeout_s, metadata=metadata)
-        return await stub.Invalidate(request, timeout=timeout_s, metadata=metadata)
-
-    def _connected(self) -> "cache_pb2_grpc.EmbeddingCacheAsyncStub":  # a name for types only
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed")
         loop = asyncio.get_running_loop()
-        if self._stub is None:
-            options = channel_options(self._target, self._options.tls)
-            self._channel = (
-                grpc.aio.insecure_channel(self._target, options)
-                if self._credentials is None
-                else grpc.aio.secure_channel(self._target, self._credentials, options)
-            )
-            self._stub = cache_pb2_grpc.EmbeddingCacheStub(self._channel)
+        if self._loop is None:
             self._loop = loop
         if loop is not self._loop:
             raise RuntimeError(f"{self!r} belongs to another event loop: make one a loop")
-        return self._stub
+        request, timeout_s = transmit.request, transmit.timeout_s
+        async with lent(self._lines) as stub:
+            if isinstance(request, cache_pb2.EmbedRequest):
+                return await stub.Embed(request, timeout=timeout_s, metadata=metadata)
+            if isinstance(request, cache_pb2.InfoRequest):
+                return await stub.Info(request, timeout=timeout_s, metadata=metadata)
+            return await stub.Invalidate(request, timeout=timeout_s, metadata=metadata)
+
+
+def _dial(
+    target: str, tls: "ClientTls | None", trusted: grpc.ChannelCredentials | None
+) -> "tuple[grpc.aio.Channel, cache_pb2_grpc.EmbeddingCacheAsyncStub]":  # a name for types only
+    options = channel_options(target, tls)
+    channel = (
+        grpc.aio.insecure_channel(target, options)
+        if trusted is None
+        else grpc.aio.secure_channel(target, trusted, options)
+    )
+    return channel, cache_pb2_grpc.EmbeddingCacheStub(channel)

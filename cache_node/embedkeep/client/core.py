@@ -1,5 +1,6 @@
 """What both clients are, but for their I/O: options, what was learned, counts, and new calls."""
 
+import hashlib
 import random
 import threading
 import time
@@ -12,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkeep.client.embedding import EmbedExchange, Learned, Setting, check, utf8_bytes
-from embedkeep.client.exchange import InfoExchange, InvalidateExchange, Patience
+from embedkeep.client.exchange import (
+    NOBODY,
+    Caller,
+    InfoExchange,
+    InvalidateExchange,
+    Patience,
+)
 from embedkeep.client.near import NearStore
 from embedkeep.client.options import Ask, Options
 from embedkeep.client.results import ClientStats
@@ -24,8 +31,6 @@ from embedkeep.views import apply, resolve
 INVALIDATE_BYTES: Final = 1 << 20
 """Largest Invalidate request: well below what any node takes."""
 INVALIDATE_INPUTS: Final = 1000
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 class Core:
@@ -52,17 +57,21 @@ class Core:
         )
         self._lock = threading.Lock()
         self._stats = ClientStats()
-        self.metadata()  # a key that cannot be read is found out before the first call
+        self.caller()  # a key that cannot be read is found out before the first call
 
-    def metadata(self) -> Metadata:
-        """What goes with each request: the API key.
+    def caller(self) -> Caller:
+        """Whom a call that begins now is made for.
 
         Raises:
-            InvalidConfig: Its file cannot be read, or it is no key.
+            InvalidConfig: The API key's file cannot be read, or it is no key.
         """
         if self.options.api_key is None:
-            return ()
-        return (("authorization", f"Bearer {_key_of(self.options.api_key)}"),)
+            return NOBODY
+        key = _key_of(self.options.api_key)
+        return Caller(
+            metadata=(("authorization", f"Bearer {key}"),),
+            tenant=hashlib.blake2b(key.encode(), digest_size=16).digest(),
+        )
 
     def embedding(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> EmbedExchange:
         """A call of `embed`.
@@ -92,6 +101,7 @@ class Core:
                 encoding=self.options.encoding,
                 parallel=self.options.parallel,
                 has_fallback=fallback is not None,
+                caller=self.caller(),
             ),
             errors=errors,
         )
@@ -120,7 +130,8 @@ class Core:
 
     def info(self, timeout_s: float | None) -> InfoExchange:
         """A call of `info`."""
-        return InfoExchange(self._patience(timeout_s or self.options.timeout_s))
+        patience = self._patience(timeout_s or self.options.timeout_s)
+        return InfoExchange(patience, caller=self.caller())
 
     def invalidating(self, texts: Sequence[str] | str | None, ask: Ask) -> InvalidateExchange:
         """A call of `invalidate` for *texts*, or for everything where they are None.
@@ -147,12 +158,14 @@ class Core:
                 for part in split(range(len(batch)), sizes, limits)
             ]
         patience = self._patience(ask.timeout_s or self.options.timeout_s)
-        return InvalidateExchange(patience, requests, window=self.options.parallel)
+        return InvalidateExchange(
+            patience, requests, caller=self.caller(), window=self.options.parallel
+        )
 
-    def forget_near(self) -> None:
-        """Empty the near cache, before and after an invalidation."""
+    def forget_near(self, exchange: InvalidateExchange) -> None:
+        """Empty the near cache after an invalidation, also one that is not known to be done."""
         if self._near is not None:
-            self._near.empty()
+            self._near.forget(exchange.caller.tenant, epoch=exchange.result())
 
     def count(self, exchange: EmbedExchange, *, fallback_inputs: int) -> None:
         """Book a call."""

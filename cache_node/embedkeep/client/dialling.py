@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import grpc
-
+from embedkeep.channels import Credentials
 from embedkeep.client.embedding import MAX_RECEIVE_BYTES
 from embedkeep.errors import InvalidConfig
 
@@ -64,15 +63,17 @@ def channel_options(target: str, tls: "ClientTls | None") -> list[tuple[str, str
     return options
 
 
-def credentials(tls: "ClientTls") -> grpc.ChannelCredentials:
-    """What to trust and to show.
+def credentials(tls: "ClientTls | None") -> Credentials | None:
+    """What to trust and to show; None: plain text.
 
     Raises:
         InvalidConfig: A file cannot be read.
     """
-    from embedkeep.tls import channel_credentials  # noqa: PLC0415  # pydantic only where it is used
+    if tls is None:
+        return None
+    from embedkeep.tls import FollowedCredentials  # noqa: PLC0415  # pydantic only where it is used
 
-    return channel_credentials(tls)
+    return FollowedCredentials(tls)
 
 
 def _checked(target: str) -> str:

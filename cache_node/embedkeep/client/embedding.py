@@ -1,9 +1,10 @@
 """The call that embeds texts, as a state machine (see `exchange`).
 
 It asks the near cache first, learns the node's limits where they are not known, cuts the rest into
-requests, and puts the rows together. All rows of a result are made by one model: where nodes
-answer with different fingerprints, as they may while a model is being replaced, the call begins
-anew.
+requests, and puts the rows together. Where a node refuses a request that was cut by what is known,
+its limits may have changed: they are asked for again, once a call. All rows of a result are made
+by one model: where nodes answer with different fingerprints, as they may while a model is being
+replaced, the call begins anew.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.client.exchange import Exchange, Letter, Patience, Request, Response, expected
+from embedkeep.client.exchange import (
+    NOBODY,
+    Caller,
+    Exchange,
+    Letter,
+    Patience,
+    Request,
+    Response,
+    expected,
+)
 from embedkeep.client.gathering import Gathered
 from embedkeep.client.near import Identity, NearStore, Scope
 from embedkeep.client.options import Ask
@@ -42,7 +52,17 @@ class Learned:
     """What a client knows of the cache it talks to; shared by its calls."""
 
     info: CacheInfo | None = None
-    """None: not asked yet, or the model has changed since."""
+    """None: not asked yet, the model or the limits have changed since, or no embedder was seen yet,
+    so that how much fits an answer is not known."""
+
+    def take(self, info: CacheInfo) -> None:
+        """Keep *info* for calls to come, where it tells all."""
+        self.info = info if info.dimensions else None
+
+    def forget(self, info: CacheInfo) -> None:
+        """*info* does not hold any more; what another call has learned since may."""
+        if self.info is info:
+            self.info = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +74,7 @@ class Setting:
     encoding: Encoding
     parallel: int
     has_fallback: bool
+    caller: Caller = NOBODY
 
 
 class EmbedExchange(Exchange):
@@ -73,13 +94,21 @@ class EmbedExchange(Exchange):
         setting: Setting,
         errors: dict[int, InvalidInput],
     ) -> None:
-        super().__init__(patience, window=setting.parallel)
+        super().__init__(patience, caller=setting.caller, window=setting.parallel)
         self._texts = texts
         self._ask = ask
         self._setting = setting
         self._refused = errors
         self._falls_back = setting.has_fallback and not ask.cache.only_if_cached
-        self._scope = Scope(model=ask.model, prompt=ask.prompt, view=ask.view(setting.encoding))
+        self._scope = Scope(
+            tenant=setting.caller.tenant,
+            model=ask.model,
+            prompt=ask.prompt,
+            view=ask.view(setting.encoding),
+        )
+        self._info: CacheInfo | None = None
+        self._recut = False
+        self._refusal: EmbedKeepError | None = None
         self._beginnings = 0
         self._generation = 0
         self.near_hits = 0
@@ -115,10 +144,8 @@ class EmbedExchange(Exchange):
 
     def result(self) -> Embedded:
         """Once done, and after the fallback."""
-        if self._setting.learned.info is not None:
-            self._gathered.dimensions = (
-                self._ask.dimensions or self._setting.learned.info.dimensions
-            )
+        if (info := self._setting.learned.info or self._info) is not None:
+            self._gathered.dimensions = self._ask.dimensions or info.dimensions
         return self._gathered.result()
 
     def _begin(self, *, near: bool, pause_until: float | None = None) -> None:
@@ -135,7 +162,7 @@ class EmbedExchange(Exchange):
             # Texts are cut into requests only when the limits are known.
             self._rest(Letter(), until=pause_until or self.patience.started_at)
         else:
-            self._cut(missing, self._setting.learned.info)
+            self._cut(missing, self._setting.learned.info, fresh=False)
 
     def _ask_near(self, near: NearStore, inputs: list[int]) -> list[int]:
         """Take rows for *inputs* from the near cache; returns what the call still misses."""
@@ -150,22 +177,15 @@ class EmbedExchange(Exchange):
             self.near_hits += len(hits)
         return self._gathered.missing()
 
-    def _cut(self, missing: list[int], info: CacheInfo) -> None:
-        base = request_of((), self._ask, self._setting.encoding).ByteSize()
-        limits = PartLimits(
-            max_inputs=info.max_inputs, max_bytes=info.max_message_bytes, base_bytes=base
-        )
-        if dimensions := self._ask.dimensions or info.dimensions:
-            most = inputs_an_answer_holds(
-                dimensions=dimensions,
-                itemsize=np.dtype(self._setting.encoding.value).itemsize,
-                max_bytes=min(info.max_message_bytes, MAX_RECEIVE_BYTES),
-            )
-            limits = PartLimits(
-                max_inputs=min(most, info.max_inputs), max_bytes=limits.max_bytes, base_bytes=base
-            )
+    def _cut(self, missing: list[int], info: CacheInfo, *, fresh: bool) -> None:
+        self._info = info
+        limits = self._limits(info)
         longest = min(info.max_input_bytes, limits.max_input_bytes)
         sizes = [utf8_bytes(text) for text in self._texts]
+        sendable = [index for index in missing if sizes[index] <= longest]
+        if not fresh and len(sendable) < len(missing):
+            self._doubt(info)  # what was learned some time ago refuses no text
+            return
         for index in missing:
             if sizes[index] > longest:
                 self._gathered.errors[index] = InvalidInput(
@@ -173,8 +193,19 @@ class EmbedExchange(Exchange):
                     "split it before embedding",
                     index=index,
                 )
-        sendable = [index for index in missing if sizes[index] <= longest]
         self._waiting.extend(Letter(inputs=part) for part in split(sendable, sizes, limits))
+
+    def _limits(self, info: CacheInfo) -> PartLimits:
+        base = request_of((), self._ask, self._setting.encoding).ByteSize()
+        most = info.max_inputs
+        if dimensions := self._ask.dimensions or info.dimensions:
+            fit = inputs_an_answer_holds(
+                dimensions=dimensions,
+                itemsize=np.dtype(self._setting.encoding.value).itemsize,
+                max_bytes=min(info.max_message_bytes, MAX_RECEIVE_BYTES),
+            )
+            most = min(most, fit)
+        return PartLimits(max_inputs=most, max_bytes=info.max_message_bytes, base_bytes=base)
 
     def _request(self, letter: Letter) -> Request:
         if letter.inputs is None:
@@ -183,9 +214,7 @@ class EmbedExchange(Exchange):
 
     def _accept(self, letter: Letter, response: Response, now: float) -> None:
         if letter.inputs is None:
-            info = info_of(expected(response, cache_pb2.InfoResponse))
-            self._setting.learned.info = info
-            self._cut(self._gathered.missing(), info)
+            self._take_info(info_of(expected(response, cache_pb2.InfoResponse)))
             return
         answer = answer_of(
             expected(response, cache_pb2.EmbedResponse), count=len(letter.inputs), ask=self._ask
@@ -200,6 +229,35 @@ class EmbedExchange(Exchange):
         self._take_errors(letter, answer, now)
         if has_rows:
             self._keep_near(letter.inputs, answer)
+
+    def _take_info(self, info: CacheInfo) -> None:
+        before, refusal, self._refusal = self._info, self._refusal, None
+        self._setting.learned.take(info)
+        if (
+            refusal is not None
+            and before is not None
+            and self._limits(info) == self._limits(before)
+        ):
+            self._end(refusal)  # it was not about limits
+            return
+        self._cut(self._gathered.missing(), info, fresh=True)
+
+    def _doubt(self, info: CacheInfo) -> None:
+        """Ask for the limits again before anything else is sent."""
+        self._drop_letters()
+        self._setting.learned.forget(info)
+        self._waiting.append(Letter())
+
+    def failed(self, ticket: int, error: EmbedKeepError, now: float) -> None:
+        """As for any call; but a request that is refused as it is may have been cut wrongly."""
+        letter = self._flying.get(ticket)
+        # By its very class: what is wrong with a text, a key or a model is not about limits.
+        about_limits = type(error) is InvalidRequest and letter and letter.inputs is not None
+        if about_limits and self._info is not None and not self._recut:
+            self._recut, self._refusal = True, error
+            self._doubt(self._info)
+            return
+        super().failed(ticket, error, now)
 
     def _learn(self, answer: Answer) -> None:
         """Limits go with a model: with another one they are asked for again."""
@@ -218,6 +276,7 @@ class EmbedExchange(Exchange):
         pause_s = self.patience.retries.first_pause_s * 2.0**self._beginnings
         if now + pause_s >= self.patience.deadline:
             self._end(DeadlineExceeded(f"no answer of one model in {self.patience.timeout_s:g} s"))
+            return
         self._begin(near=False, pause_until=now + pause_s)
 
     def _take_errors(self, letter: Letter, answer: Answer, now: float) -> None:

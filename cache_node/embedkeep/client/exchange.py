@@ -11,8 +11,8 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from embedkeep.client.options import Retries
 from embedkeep.client.results import CacheInfo
@@ -27,6 +27,7 @@ from embedkeep.errors import (
 from embedkeep.v1 import cache_pb2
 
 Request = cache_pb2.EmbedRequest | cache_pb2.InfoRequest | cache_pb2.InvalidateRequest
+Metadata = tuple[tuple[str, str], ...]
 Response = cache_pb2.EmbedResponse | cache_pb2.InfoResponse | cache_pb2.InvalidateResponse
 ResponseT = TypeVar("ResponseT", bound=Response)
 
@@ -39,6 +40,20 @@ class Transmit:
     """To be given back with what came of it."""
     request: Request
     timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whom a call is made for. Settled once a call: an API key may change between two."""
+
+    metadata: Metadata = field(default=(), repr=False)
+    """What goes with each of its requests: the API key."""
+    tenant: bytes = b""
+    """Digest of the key; empty: it has none."""
+
+
+NOBODY: Final = Caller()
+"""Who has no API key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +114,9 @@ class Exchange(ABC):
         window: Letters in flight at once.
     """
 
-    def __init__(self, patience: Patience, *, window: int = 1) -> None:
+    def __init__(self, patience: Patience, *, caller: Caller = NOBODY, window: int = 1) -> None:
         self.patience = patience
+        self.caller = caller
         self._window = window
         self._waiting: deque[Letter] = deque()
         self._resting: list[tuple[float, int, Letter]] = []
@@ -203,8 +219,8 @@ class Exchange(ABC):
 class InfoExchange(Exchange):
     """Asks a node what it serves."""
 
-    def __init__(self, patience: Patience) -> None:
-        super().__init__(patience)
+    def __init__(self, patience: Patience, *, caller: Caller = NOBODY) -> None:
+        super().__init__(patience, caller=caller)
         self._info: CacheInfo | None = None
         self._waiting.append(Letter())
 
@@ -227,15 +243,20 @@ class InvalidateExchange(Exchange):
     """Sends the requests that forget entries. Sending one twice does no harm, so it is retried."""
 
     def __init__(
-        self, patience: Patience, requests: Sequence[cache_pb2.InvalidateRequest], *, window: int
+        self,
+        patience: Patience,
+        requests: Sequence[cache_pb2.InvalidateRequest],
+        *,
+        caller: Caller = NOBODY,
+        window: int,
     ) -> None:
-        super().__init__(patience, window=window)
+        super().__init__(patience, caller=caller, window=window)
         self._requests = requests
         self._epoch = 0
         self._waiting.extend(Letter(inputs=(number,)) for number in range(len(requests)))
 
     def result(self) -> int:
-        """The tenant's epoch after it. Once done."""
+        """The tenant's epoch after it, as far as the answers show it yet."""
         return self._epoch
 
     def _request(self, letter: Letter) -> Request:

@@ -63,8 +63,9 @@ class CacheControl:
 class NearCache:
     """A cache inside the client: repeats are answered without a call.
 
-    It is emptied when an answer shows another model or epoch. An invalidation by somebody else
-    is therefore seen with the next answer that is not from the near cache, or after max_age_s.
+    It is emptied when an answer shows another model or a later epoch. Somebody else's
+    `invalidate_all` is therefore seen with the next answer of a node that knows of it; somebody
+    else's `invalidate` of single texts is not seen: their rows stay until max_age_s.
     """
 
     max_bytes: int

@@ -1,25 +1,28 @@
 """The client for threads: only I/O; every decision is in `exchange` and `embedding`."""
 
 import queue
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self, Unpack, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, Unpack, cast
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.client.core import Core, Metadata
+from embedkeep.channels import Line, Lines
+from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
-from embedkeep.client.exchange import Exchange, Request, Response, Transmit
+from embedkeep.client.exchange import Exchange, Metadata, Request, Response, Transmit
 from embedkeep.client.options import Ask, ClientOptions, EmbedOptions, Options
 from embedkeep.client.results import CacheInfo, ClientStats, Embedded
 from embedkeep.client.wire import error_of
-from embedkeep.errors import Internal
+from embedkeep.errors import Unavailable
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+
+if TYPE_CHECKING:
+    from embedkeep.config import ClientTls  # see options
 
 
 class _Pending(Protocol):
@@ -36,6 +39,16 @@ class _Method(Protocol):
 
     def __call__(self, request: Request, *, timeout: float, metadata: Metadata) -> Response: ...
     def future(self, request: Request, *, timeout: float, metadata: Metadata) -> _Pending: ...
+
+
+_Line = Line[grpc.Channel, cache_pb2_grpc.EmbeddingCacheStub]
+
+
+class _Flying(NamedTuple):
+    """A request under way, and what it goes over."""
+
+    call: _Pending
+    line: _Line
 
 
 class Client:
@@ -55,15 +68,11 @@ class Client:
     """
 
     def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        self._channel: grpc.Channel | None = None
-        self._stub: cache_pb2_grpc.EmbeddingCacheStub | None = None
-        self._closed = False
         self._target = target_of(target)
         self._options = Options(**options)
         self._core = Core(self._options)
         tls = self._options.tls
-        self._credentials = None if tls is None else credentials(tls)
-        self._lock = threading.Lock()
+        self._lines = Lines(partial(_dial, self._target, tls), credentials(tls))
 
     def embed(self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]) -> NDArray[np.float32]:
         """Embed *texts*: shape [n, d], float32, rows in their order. One string is a batch of one.
@@ -132,10 +141,11 @@ class Client:
         return self._core.stats
 
     def close(self) -> None:
-        """Close the connections. Calls under way fail; a second close does nothing."""
-        with self._lock:
-            channel, self._channel, self._closed = self._channel, None, True
-        if channel is not None:
+        """Close the connections; a second close does nothing.
+
+        Calls under way raise Unavailable, those begun later RuntimeError.
+        """
+        for channel in self._lines.close():
             channel.close()
 
     def __enter__(self) -> Self:
@@ -150,7 +160,7 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_channel", None) is not None:
+        if (lines := getattr(self, "_lines", None)) is not None and lines.dialled:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
@@ -174,14 +184,16 @@ class Client:
         try:
             self._drive(exchange)
         finally:
-            self._core.forget_near()
+            self._core.forget_near(exchange)
         return exchange.result()
 
     def _drive(self, exchange: Exchange) -> None:
         """Send what is due and bring back the answers, until the call is done."""
-        clock, metadata = self._core.clock, self._core.metadata()
+        if self._lines.closed:
+            raise RuntimeError(f"{self!r} is closed")
+        clock, metadata = self._core.clock, exchange.caller.metadata
         back: queue.SimpleQueue[int] = queue.SimpleQueue()
-        flying: dict[int, _Pending] = {}
+        flying: dict[int, _Flying] = {}
         try:
             while True:
                 due = exchange.due(clock())
@@ -190,8 +202,8 @@ class Client:
                     self._call(exchange, due[0], metadata)
                     continue
                 for transmit in due:
-                    call = flying[transmit.ticket] = self._send(transmit, metadata)
-                    call.add_done_callback(partial(_put, back, transmit.ticket))
+                    sent = flying[transmit.ticket] = self._send(transmit, metadata)
+                    sent.call.add_done_callback(partial(_put, back, transmit.ticket))
                 if exchange.done:
                     return
                 try:
@@ -200,57 +212,80 @@ class Client:
                     continue
                 self._take(exchange, ticket, flying.pop(ticket))
         finally:
-            for call in flying.values():
-                call.cancel()
+            for sent in flying.values():
+                sent.call.cancel()
+                self._give_back(sent.line)
 
     def _call(self, exchange: Exchange, transmit: Transmit, metadata: Metadata) -> None:
-        method = self._method(transmit.request)
+        line = self._lines.take()
         try:
-            response = method(transmit.request, timeout=transmit.timeout_s, metadata=metadata)
-        except grpc.RpcError as error:
-            ours = error_of(error, target=self._target)
-            exchange.failed(transmit.ticket, ours, self._core.clock())
+            response = _method(line.stub, transmit.request)(
+                transmit.request, timeout=transmit.timeout_s, metadata=metadata
+            )
+        except (grpc.RpcError, ValueError) as error:
+            self._fail(exchange, transmit.ticket, error)
         else:
             exchange.answered(transmit.ticket, response, self._core.clock())
+        finally:
+            self._give_back(line)
 
-    def _send(self, transmit: Transmit, metadata: Metadata) -> _Pending:
-        method = self._method(transmit.request)
-        return method.future(transmit.request, timeout=transmit.timeout_s, metadata=metadata)
-
-    def _take(self, exchange: Exchange, ticket: int, call: _Pending) -> None:
-        now = self._core.clock()
+    def _send(self, transmit: Transmit, metadata: Metadata) -> _Flying:
+        line = self._lines.take()
         try:
-            error = call.exception()
+            call = _method(line.stub, transmit.request).future(
+                transmit.request, timeout=transmit.timeout_s, metadata=metadata
+            )
+        except BaseException as error:
+            self._give_back(line)
+            if isinstance(error, ValueError) and self._lines.closed:
+                raise Unavailable("the client was closed during the call") from error
+            raise
+        return _Flying(call, line)
+
+    def _take(self, exchange: Exchange, ticket: int, sent: _Flying) -> None:
+        self._give_back(sent.line)
+        try:
+            error = sent.call.exception()
         except grpc.FutureCancelledError as cancelled:
-            raise Internal("the client was closed during the call") from cancelled
+            error = cancelled
         if error is None:
-            exchange.answered(ticket, call.result(), now)
-        elif isinstance(error, grpc.RpcError):
-            exchange.failed(ticket, error_of(error, target=self._target), now)
+            exchange.answered(ticket, sent.call.result(), self._core.clock())
         else:
+            self._fail(exchange, ticket, error)
+
+    def _fail(self, exchange: Exchange, ticket: int, error: Exception) -> None:
+        if self._lines.closed:
+            raise Unavailable("the client was closed during the call") from error
+        if not isinstance(error, grpc.RpcError):
             raise error
+        ours = error_of(error, target=self._target)
+        if isinstance(ours, Unavailable):
+            self._lines.doubt()
+        exchange.failed(ticket, ours, self._core.clock())
 
-    def _method(self, request: Request) -> _Method:
-        stub = self._connected()
-        if isinstance(request, cache_pb2.EmbedRequest):
-            return cast("_Method", stub.Embed)
-        if isinstance(request, cache_pb2.InfoRequest):
-            return cast("_Method", stub.Info)
-        return cast("_Method", stub.Invalidate)
+    def _give_back(self, line: _Line) -> None:
+        for channel in self._lines.give_back(line):
+            channel.close()
 
-    def _connected(self) -> cache_pb2_grpc.EmbeddingCacheStub:
-        with self._lock:
-            if self._closed:
-                raise RuntimeError(f"{self!r} is closed")
-            if self._stub is None:
-                options = channel_options(self._target, self._options.tls)
-                self._channel = (
-                    grpc.insecure_channel(self._target, options)
-                    if self._credentials is None
-                    else grpc.secure_channel(self._target, self._credentials, options)
-                )
-                self._stub = cache_pb2_grpc.EmbeddingCacheStub(self._channel)
-            return self._stub
+
+def _dial(
+    target: str, tls: "ClientTls | None", trusted: grpc.ChannelCredentials | None
+) -> tuple[grpc.Channel, cache_pb2_grpc.EmbeddingCacheStub]:
+    options = channel_options(target, tls)
+    channel = (
+        grpc.insecure_channel(target, options)
+        if trusted is None
+        else grpc.secure_channel(target, trusted, options)
+    )
+    return channel, cache_pb2_grpc.EmbeddingCacheStub(channel)
+
+
+def _method(stub: cache_pb2_grpc.EmbeddingCacheStub, request: Request) -> _Method:
+    if isinstance(request, cache_pb2.EmbedRequest):
+        return cast("_Method", stub.Embed)
+    if isinstance(request, cache_pb2.InfoRequest):
+        return cast("_Method", stub.Info)
+    return cast("_Method", stub.Invalidate)
 
 
 def _put(back: queue.SimpleQueue[int], ticket: int, call: object) -> None:

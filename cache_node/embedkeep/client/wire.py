@@ -27,6 +27,9 @@ ROW_OVERHEAD_BYTES: Final = 32
 INPUT_OVERHEAD_BYTES: Final = 6
 """What an input adds to a request beside its UTF-8: tag and length, at most."""
 
+_TOO_LARGE: Final = "message larger than max"
+"""How gRPC itself refuses a message, on either side, under the code of a full queue."""
+
 _PRIORITIES: Mapping[Priority, cache_pb2.Priority.ValueType] = MappingProxyType(
     {
         Priority.INTERACTIVE: cache_pb2.PRIORITY_INTERACTIVE,
@@ -169,6 +172,8 @@ def error_of(error: grpc.RpcError, *, target: str) -> EmbedKeepError:
         code = error.code()
         details = error.details() or ""
         trailing = dict(error.trailing_metadata() or ())
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+        code = grpc.StatusCode.INVALID_ARGUMENT
     ours = from_wire(
         int(code.value[0]),
         str(trailing.get(REASON_KEY, "")),
