@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from embedkeep.errors import InvalidConfig
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-"""0: the kernel picks a free one, and the process says which (see `Listen.announce`)."""
+"""0: the kernel picks a free one, and the process says which (see `NodeConfig.announce_file`)."""
 
 
 class _Frozen(BaseModel):
@@ -113,8 +113,8 @@ class ValkeyTarget(_Frozen):
     ttl_s: Annotated[int, Field(ge=1)] | None = None
     """Life of an entry, seconds. None: until evicted."""
     read_timeout_s: Annotated[float, Field(gt=0)] = 0.05
-    """Longest wait for a batch of reads; then they are misses. Above a healthy p99 of about 1 ms,
-    below one forward pass's worth of waiting for nothing."""
+    """Longest wait for a batch of reads; then they are misses. Well above what a healthy one on the
+    same machine takes (docs/benchmarks.md), and short beside a computation by a busy embedder."""
     write_queue_bytes: Annotated[int, Field(ge=1)] = 32 << 20
     """Writes waiting for Valkey; beyond it new ones are dropped and counted."""
     breaker_open_s: Annotated[float, Field(gt=0)] = 0.5

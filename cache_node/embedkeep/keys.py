@@ -1,12 +1,12 @@
 """What makes two requests the same entry.
 
-A key is 24 bytes: ``space tag (4) | tenant tag (4) | digest (16)``. The two tags let an admin
-purge a model or a tenant by SCAN MATCH; the digest alone decides identity. It is BLAKE2b keyed
-with the tenant's salt, so a tenant can neither guess nor build another's key, over the whole
-fingerprint, the epoch, the resolved prompt and the exact text, each length-prefixed so that no
-two field lists share a byte string.
+A key is 24 bytes: ``space tag (4) | tenant tag (4) | digest (16)``. The two tags tell
+the keys of one model or tenant from all others in Valkey; the digest alone decides identity. It
+is BLAKE2b keyed with the tenant's salt, so a tenant can neither guess nor build another's key, over
+the whole fingerprint, the epoch, the resolved prompt and the exact text, each length-prefixed so
+that no two field lists share a byte string.
 
-Text is never normalized: dropping a "?" moves a MiniLM vector to cosine .968.
+Text is never normalized: to a model, a text with another "?" or space is another text.
 """
 
 import hashlib
@@ -19,8 +19,7 @@ Key = NewType("Key", bytes)
 
 KEY_BYTES: Final = 24
 TAG_BYTES: Final = 4
-DIGEST_BYTES: Final = 16
-SALT_BYTES: Final = 32
+DIGEST_BYTES: Final = KEY_BYTES - 2 * TAG_BYTES
 
 _length = struct.Struct("<Q").pack
 

@@ -1,1 +1,11 @@
-"""The control plane."""
+"""The control plane: what an `EmbeddingCache` asks for, and what runs it.
+
+Here live the resource's types (`api`, its parts `api_*`, `fields`), the CRD made from them (`crd`),
+reading and checking a file (`manifest`, `unbuilt`), what each process is told (`render`), and
+running a cache on one machine (`local`). The part that runs one on Kubernetes is not built yet.
+
+What answers calls and computes vectors is `embedkeep`, the data plane: nothing there imports this
+package, except that the `embedkeep` command loads `up` and `status` by name. From the data plane
+this package takes what it renders (`embedkeep.config`) and what any user would import; never
+`embedkeep.node` or `embedkeep.embedder`.
+"""

@@ -1,4 +1,4 @@
-"""`embedkeep node` and `embedkeep embedder`: the processes that `up` and the operator start."""
+"""`embedkeep node` and `embedkeep embedder`: the processes that `embedkeep up` starts."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ _CONFIG = click.option(
 def node(file: Path) -> None:
     """Run one cache node until SIGTERM or Ctrl-C.
 
-    It serves gRPC (embedkeep.v1, health, reflection) and /metrics. `embedkeep up` and the operator
-    start it; by hand it is of use to look at one process alone.
+    It serves gRPC (embedkeep.v1, health, reflection) and /metrics. `embedkeep up` starts it; by
+    hand it is of use to look at one process alone.
     """
     from embedkeep.node.main import main  # noqa: PLC0415  # --help needs none of it
 

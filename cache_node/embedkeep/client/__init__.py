@@ -2,6 +2,9 @@
 
 `sync` and `aio` do I/O; what a call sends and makes of the answers is decided, once for both, in
 `exchange` (requests, retries, deadline) and `embedding` (near cache, splitting, merging).
+
+What a node does with a call lives in `embedkeep.node`, the command in `embedkeep.cli`, which calls
+this package as any service does. It imports nothing of the node or the embedder, and no engine.
 """
 
 from embedkeep.client.aio import AsyncClient

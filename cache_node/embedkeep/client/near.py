@@ -58,8 +58,7 @@ class _Tenant:
     epoch_at: float = 0.0
     """When it was last seen, monotonic seconds."""
     scopes: dict[Scope, int] = field(default_factory=dict)
-    """Numbers stand for scopes in the rows' keys: hashing a scope for each text doubled the cost
-    of a hit."""
+    """Numbers stand for scopes in the rows' keys: a scope is hashed once, not for each text."""
 
 
 class NearStore:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from embedkeep.config import describe
 from embedkeep.embedder.source import MODULES_FILE
@@ -50,8 +50,7 @@ class Transformer(BaseModel):
     """config.json of the transformer: what decides how it is computed."""
 
     model_type: str
-    vocab_size: int = 0
-    hidden_size: int = Field(default=0, validation_alias="hidden_size")
+    hidden_size: int = 0
     num_hidden_layers: int = 0
     num_attention_heads: int = 0
     hidden_act: str = "gelu"

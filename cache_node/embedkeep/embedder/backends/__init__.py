@@ -1,4 +1,10 @@
-"""What runs a model, behind one small interface. Each backend's module imports its own engine."""
+"""What runs a model, behind one small interface.
+
+Here live the interface (`Backend`, `About`, `Tokens`) and one module an engine: `onnx` and
+`torch`, each of which imports its engine, so that the other one may be missing. How texts are put
+into batches, and who waits, lives in `embedkeep.embedder.batcher`; how a model's folder is read in
+`embedkeep.embedder.folder`. Only `embedkeep.embedder`, benchmarks and tests call it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +20,11 @@ Vectors = NDArray[np.float32]
 """Shape (rows, dimensions), float32."""
 
 CPU_RUN_TOKENS: Final = 24
-"""What starting a run of the model costs, in tokens of padding that cost as much. MiniLM in ONNX
-Runtime on 2 cores: 3 ms against 0.135 ms a token."""
+"""What starting a run of the model costs, in tokens of padding that cost as much: an estimate for a
+small model on a few cores."""
 
 CPU_MOST_TOKENS: Final = 2048
-"""Padded tokens of one run on a CPU. Beyond it caches overflow: the same model takes 0.165 ms a
-token at 8,192."""
+"""Padded tokens of one run on a CPU. In longer runs a token costs more, because caches overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
