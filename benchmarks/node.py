@@ -125,8 +125,8 @@ async def measured(folder: Path, texts: list[str]) -> dict[str, dict[int, list[f
     """Seconds of all calls, by way and size."""
     found: dict[str, dict[int, list[float]]] = {}
     async with (
-        Local(resource(folder, l1="64Mi"), state_dir=folder) as with_l1,
-        Local(resource(folder, l1="0"), state_dir=folder) as without,
+        Local(resource(folder, l1="64Mi"), state_dir=folder, free_ports=True) as with_l1,
+        Local(resource(folder, l1="0"), state_dir=folder, free_ports=True) as without,
     ):
         await filled(with_l1, texts, Source.L1)
         await filled(without, texts, Source.VALKEY)

@@ -26,7 +26,14 @@ def test_the_demo_ends_by_itself_and_leaves_nothing_running(tmp_path: Path) -> N
     ran = subprocess.run(
         [sys.executable, "-m", "embedkeep_operator.local.demo", "--svg", tmp_path / "demo.svg"],
         cwd=ROOT,
-        env={"PATH": "", "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "COLUMNS": "100"},
+        # A proxy that is not there: nothing of this may be asked through one.
+        env={
+            "http_proxy": "http://127.0.0.1:9",
+            "PATH": "",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+            "COLUMNS": "100",
+        },
         capture_output=True,
         text=True,
         timeout=115,

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, counts, rates, read
+from embedkeep_operator.local.observe import Counts, Sums, counts, rates, read
 from embedkeep_operator.local.supervisor import Event
 
 NODE = """\
@@ -34,6 +34,8 @@ embedkeep_embed_queue_inputs{purpose="demand"} 1
 embedkeep_embed_queue_inputs{purpose="bulk"} 2
 """
 SEEN = Counts(
+    node_answers=True,
+    embedder_answers=True,
     lookups={"l1": 60, "valkey": 20, "coalesced": 10, "embedder": 10, "error": 3},
     entries={"l1": 7, "valkey": 9},
     bytes={"l1": 2048},
@@ -72,8 +74,43 @@ def test_rates_are_inputs_a_second() -> None:
     assert rates(before, now, over_s=2) == {"l1": 10, "embedder": 0, "valkey": 2.5}
 
 
-def test_a_counter_that_fell_began_anew() -> None:
-    assert rates(Counts(lookups={"l1": 100}), Counts(lookups={"l1": 6}), over_s=2) == {"l1": 3}
+def looked(*, l1: float, saved: float, spent: float) -> Counts:
+    """What both processes say."""
+    return Counts(
+        node_answers=True,
+        embedder_answers=True,
+        lookups={"l1": l1},
+        entries={"l1": l1},
+        saved_device_s=saved,
+        spent_device_s={"demand": spent},
+    )
+
+
+def test_sums_go_on_over_restarts() -> None:
+    sums = Sums()
+    for each in (looked(l1=100, saved=5, spent=3), looked(l1=110, saved=6, spent=4)):
+        sums.add(each)
+
+    after = sums.add(looked(l1=6, saved=1, spent=0.5))
+
+    assert after.lookups == {"l1": 116}
+    assert (after.saved_device_s, after.spent_device_s) == (7, {"demand": 4.5})
+    assert after.entries == {"l1": 6}, "what is held is no sum"
+
+
+def test_a_process_that_is_silent_for_a_while_is_not_counted_twice() -> None:
+    sums = Sums()
+    sums.add(looked(l1=100, saved=5, spent=3))
+
+    silent = sums.add(Counts())
+    again = sums.add(looked(l1=103, saved=6, spent=4))
+
+    assert (silent.lookups, silent.saved_device_s, silent.spent_device_s) == (
+        {"l1": 100}, 5, {"demand": 3}
+    )  # fmt: skip
+    assert (again.lookups, again.saved_device_s, again.spent_device_s) == (
+        {"l1": 103}, 6, {"demand": 4}
+    )  # fmt: skip
 
 
 def test_the_line_says_what_matters() -> None:

@@ -2,8 +2,9 @@
 
     python -m embedkeep_operator.local.demo [FILE] [--svg PICTURE]
 
-Starts FILE (examples/quickstart.yaml), replays half of the sample, restarts the node so that its
-own memory is empty and Valkey has to answer, replays the rest, prints a table, and stops all.
+Starts FILE (examples/quickstart.yaml) on free ports, replays half of the sample, restarts the node
+so that its own memory is empty and Valkey has to answer, replays the rest, prints a table, and
+stops all. FILE holds an EmbeddingCache without TLS and tenants.
 """
 
 import argparse
@@ -15,20 +16,19 @@ import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from embedkeep import AsyncClient, EmbedKeepError, Source
+from embedkeep_operator.local.observe import read
 from embedkeep_operator.local.replay import IN_FLIGHT, Tally, replay, sample
 from embedkeep_operator.local.runner import Local, Running
 
@@ -50,8 +50,13 @@ TIERS: Final = {
 class Held:
     """What a node says of one tier."""
 
-    entries: float
-    nbytes: float
+    entries: float = 0
+    nbytes: float = 0
+
+    def each(self, before: "Held") -> float | None:
+        """Bytes of one entry that came since *before*. None: none came."""
+        entries = self.entries - before.entries
+        return (self.nbytes - before.nbytes) / entries if entries > 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +69,9 @@ class Outcome:
     """After the node's restart."""
     model: str
     dimensions: int
-    l1_entry_bytes: float
-    valkey_entry_bytes: float
+    l1_entry_bytes: float | None
+    """None: L1 holds nothing."""
+    valkey_entry_bytes: float | None
     """What Valkey's memory grew by, an entry; keys and its own bookkeeping are in it."""
 
 
@@ -81,12 +87,12 @@ async def demo(file: Path, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="embedkeep-demo-") as state:
         async with asyncio.timeout(LONGEST_S):
             with console.status("starting Valkey, the embedder and the node ..."):
-                local = Local(file, state_dir=Path(state))
+                local = Local(file, state_dir=Path(state), free_ports=True)
                 running = await local.__aenter__()
             try:
                 empty = await held(running, "valkey")
                 cold = await half_replayed(running, texts[:half], "cold cache", console)
-                full = await settled(running)
+                full = await settled(running, entries=len(set(texts[:half])))
                 l1 = await held(running, "l1")
                 with console.status("restarting the node: its own memory is lost ..."):
                     await restart_node(running)
@@ -101,8 +107,8 @@ async def demo(file: Path, console: Console) -> Outcome:
         restarted=restarted,
         model=info.model,
         dimensions=info.dimensions,
-        l1_entry_bytes=l1.nbytes / l1.entries,
-        valkey_entry_bytes=(full.nbytes - empty.nbytes) / (full.entries - empty.entries),
+        l1_entry_bytes=l1.each(Held()),
+        valkey_entry_bytes=full.each(empty),
     )
 
 
@@ -137,11 +143,10 @@ async def restart_node(running: Running) -> None:
     await running.ready()
 
 
-async def settled(running: Running) -> Held:
-    """What Valkey holds, once that is all that L1 does: writing goes on behind the answers."""
-    wanted = (await held(running, "l1")).entries
+async def settled(running: Running, *, entries: int) -> Held:
+    """What Valkey holds, once there are so many *entries*: writing goes on behind the answers."""
     give_up = time.monotonic() + SETTLE_S
-    while (found := await held(running, "valkey")).entries < wanted:
+    while (found := await held(running, "valkey")).entries < entries:
         if time.monotonic() > give_up:
             break
         await asyncio.sleep(0.1)
@@ -150,20 +155,8 @@ async def settled(running: Running) -> Held:
 
 async def held(running: Running, tier: str) -> Held:
     """What the node's metrics say of *tier*."""
-    text = await asyncio.to_thread(_read, running.metrics_url)
-    found = {
-        family.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.labels.get("tier") == tier
-    }
-    return Held(entries=found["embedkeep_entries"], nbytes=found["embedkeep_bytes"])
-
-
-def _read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own, on loopback
-        data: bytes = answer.read()
-    return data.decode()
+    counts = await read(running.metrics_url, running.embedder_metrics_url)
+    return Held(entries=counts.entries.get(tier, 0), nbytes=counts.bytes.get(tier, 0))
 
 
 def report(outcome: Outcome) -> Group:
@@ -223,9 +216,10 @@ def fact_rows(outcome: Outcome, total: Tally) -> Iterator[tuple[str, str]]:
         "device-seconds",
         f"{spent:.1f} spent, {saved:.1f} saved: {saved / (spent + saved):.0%} less than without",
     )
-    sizes = f"{outcome.l1_entry_bytes:,.0f} in L1, {outcome.valkey_entry_bytes:,.0f} in Valkey"
+    tiers = (("L1", outcome.l1_entry_bytes), ("Valkey", outcome.valkey_entry_bytes))
+    sizes = ", ".join(f"{size:,.0f} in {tier}" for tier, size in tiers if size is not None)
     vector = f"{outcome.dimensions} float32, {4 * outcome.dimensions:,} bytes"
-    yield "bytes an entry", f"{sizes}; its vector: {vector}"
+    yield "bytes an entry", f"{sizes or 'none were kept'}; its vector: {vector}"
     yield "model", f"{outcome.model} on the CPU"
 
 
@@ -239,7 +233,11 @@ def picture(shown: Group) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="embedkeep_operator.local.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="embedkeep_operator.local.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("file", type=Path, nargs="?", default=Path("examples/quickstart.yaml"))
     parser.add_argument("--svg", type=Path, help="also draw the result here")
     given = parser.parse_args()

@@ -3,7 +3,7 @@
 import asyncio
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from prometheus_client import Metric
@@ -20,6 +20,9 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """Totals since the processes started; a process that does not answer leaves its part empty."""
+
+    node_answers: bool = False
+    embedder_answers: bool = False
 
     lookups: Mapping[str, float] = field(default_factory=dict)
     """Inputs by result: l1, valkey, embedder, coalesced, not_cached, error."""
@@ -58,6 +61,8 @@ def counts(node: str, embedder: str) -> Counts:
     samples = _samples(node)
     embedders = _samples(embedder)
     return Counts(
+        node_answers=bool(node),
+        embedder_answers=bool(embedder),
         lookups=_by(samples, "embedkeep_lookups_total", "result"),
         entries=_by(samples, "embedkeep_entries", "tier"),
         bytes=_by(samples, "embedkeep_bytes", "tier"),
@@ -75,12 +80,67 @@ def counts(node: str, embedder: str) -> Counts:
 
 
 def rates(before: Counts, now: Counts, *, over_s: float) -> dict[str, float]:
-    """Inputs a second by result. A counter that fell belongs to a new process: from 0."""
+    """Inputs a second by result.
+
+    Args:
+        before: As *now*, of a `Sums`: its counters never fall.
+    """
     return {
-        name: max(0.0, total - (was if (was := before.lookups.get(name, 0)) <= total else 0))
-        / over_s
-        for name, total in now.lookups.items()
+        name: (total - before.lookups.get(name, 0)) / over_s for name, total in now.lookups.items()
     }
+
+
+class Sums:
+    """Adds up what processes counted, over their restarts.
+
+    A counter that fell belongs to a new process, which counted from 0. What a process counted
+    after the last look before its end is lost.
+    """
+
+    def __init__(self) -> None:
+        self._sums = Counts()
+        self._last = Counts()
+
+    def add(self, now: Counts) -> Counts:
+        """The sums with another look in them; what is no counter is as it is now."""
+        sums, last = self._sums, self._last
+        now = _with_silence_filled(now, last)
+        self._last = now
+        self._sums = replace(
+            now,
+            lookups=_summed(sums.lookups, last.lookups, now.lookups),
+            evictions=_summed(sums.evictions, last.evictions, now.evictions),
+            corrupt=sums.corrupt + _grown(last.corrupt, now.corrupt),
+            saved_device_s=sums.saved_device_s + _grown(last.saved_device_s, now.saved_device_s),
+            spent_device_s=_summed(sums.spent_device_s, last.spent_device_s, now.spent_device_s),
+        )
+        return self._sums
+
+
+def _with_silence_filled(now: Counts, last: Counts) -> Counts:
+    """A process that does not answer has counted what it had when it last did."""
+    if not now.node_answers:
+        now = replace(
+            now,
+            lookups=last.lookups,
+            evictions=last.evictions,
+            corrupt=last.corrupt,
+            saved_device_s=last.saved_device_s,
+        )
+    return now if now.embedder_answers else replace(now, spent_device_s=last.spent_device_s)
+
+
+def _summed(
+    sums: Mapping[str, float], last: Mapping[str, float], now: Mapping[str, float]
+) -> dict[str, float]:
+    return {
+        name: sums.get(name, 0) + _grown(last.get(name, 0), now.get(name, 0))
+        for name in {**sums, **now}
+    }
+
+
+def _grown(last: float, now: float) -> float:
+    return now - last if now >= last else now
 
 
 async def read(node_url: str, embedder_url: str) -> Counts:

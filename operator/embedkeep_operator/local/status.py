@@ -31,6 +31,10 @@ Examples:
   embedkeep status quickstart --json | jq .quickstart.counts.saved_device_s
 
 \b
+Counts are those of the processes that run now: each begins anew where `embedkeep up` had to start
+one again.
+
+\b
 Exit status: 0, everything asked for runs and answers; 1, a cache runs and its node does not
 answer; 2, nothing of that name runs.
 """
@@ -142,6 +146,6 @@ def _shown(report: Report) -> RenderableType:
         Text(),
         view.tiers(report.counts, {}),
         Text(),
-        view.totals(report.counts),
+        view.totals(report.counts, of="since the embedder's start"),
         Text(),
     )

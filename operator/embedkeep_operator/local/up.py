@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, rates, read
+from embedkeep_operator.local.observe import Counts, Sums, rates, read
 from embedkeep_operator.local.output import Output
 from embedkeep_operator.local.runner import Local, Running
 from embedkeep_operator.local.supervisor import Child, Event
@@ -212,10 +212,10 @@ async def _live(console: Console, local: Local, running: Running) -> None:
 async def _looks(
     running: Running, every_s: float
 ) -> AsyncGenerator[tuple[Counts, dict[str, float]], None]:
-    """Counts and rates, now and again."""
-    before, before_s = Counts(), time.monotonic()
+    """Counts since `up` began, over restarts of the processes, and rates, now and again."""
+    before, before_s, sums = Counts(), time.monotonic(), Sums()
     while True:
-        now = await read(running.metrics_url, running.embedder_metrics_url)
+        now = sums.add(await read(running.metrics_url, running.embedder_metrics_url))
         now_s = time.monotonic()
         yield now, rates(before, now, over_s=max(now_s - before_s, 0.001))
         before, before_s = now, now_s

@@ -120,8 +120,12 @@ def tiers(counts: Counts, rate: Mapping[str, float]) -> Table:
     return table
 
 
-def totals(counts: Counts) -> Table:
-    """The books."""
+def totals(counts: Counts, *, of: str = "") -> Table:
+    """The books.
+
+    Args:
+        of: What the spent device time counts from, where that is not the beginning.
+    """
     spent = ", ".join(
         f"{seconds:.2f} s {purpose}"
         for purpose, seconds in sorted(counts.spent_device_s.items())
@@ -130,7 +134,7 @@ def totals(counts: Counts) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row("hit ratio", Text(ratio(counts.hit_ratio), style="bold green"))
     table.add_row("device time saved", f"{counts.saved_device_s:.2f} s")
-    table.add_row("device time spent", spent or "0 s")
+    table.add_row("device time spent", (spent or "0 s") + (f", {of}" if of else ""))
     table.add_row(
         "waiting", f"{counts.waiting_inputs:.0f} at the node, {counts.queued_inputs:.0f} embedding"
     )
