@@ -9,11 +9,13 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import grpc
 
 from embedkeep.errors import Unavailable
+
+CLOSED: Final = "the client was closed during the call"
 
 ChannelT = TypeVar("ChannelT")
 StubT = TypeVar("StubT")
@@ -75,7 +77,7 @@ class Lines(Generic[ChannelT, StubT]):
         """
         with self._lock:
             if self.closed:
-                raise Unavailable("closed on this side during the call")
+                raise Unavailable(CLOSED)
             wanted = None if self._credentials is None else self._credentials.newest()
             line = self._newest
             if line is None or line.credentials is not wanted:

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.channels import AsyncLines, Lines, lent
+from embedkeep.channels import CLOSED, AsyncLines, Lines, lent
 from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Response, Transmit
@@ -165,7 +165,7 @@ class AsyncClient:
     def _take(self, exchange: Exchange, ticket: int, task: asyncio.Task[Response]) -> None:
         now = self._core.clock()
         if self._lines.closed and (task.cancelled() or task.exception() is not None):
-            raise Unavailable("the client was closed during the call")
+            raise Unavailable(CLOSED)
         error = task.exception()
         if error is None:
             exchange.answered(ticket, task.result(), now)

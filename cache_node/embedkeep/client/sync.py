@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.channels import Line, Lines
+from embedkeep.channels import CLOSED, Line, Lines
 from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Request, Response, Transmit
@@ -238,7 +238,7 @@ class Client:
         except BaseException as error:
             self._give_back(line)
             if isinstance(error, ValueError) and self._lines.closed:
-                raise Unavailable("the client was closed during the call") from error
+                raise Unavailable(CLOSED) from error
             raise
         return _Flying(call, line)
 
@@ -255,7 +255,7 @@ class Client:
 
     def _fail(self, exchange: Exchange, ticket: int, error: Exception) -> None:
         if self._lines.closed:
-            raise Unavailable("the client was closed during the call") from error
+            raise Unavailable(CLOSED) from error
         if not isinstance(error, grpc.RpcError):
             raise error
         ours = error_of(error, target=self._target)
