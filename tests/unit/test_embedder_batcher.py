@@ -1,15 +1,19 @@
 """The shell: calls in, batches out, with the device's thread and an arithmetic model."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from embedkeep.config import Batching
-from embedkeep.embedder.batcher import Batcher, Engine, compute
+from embedkeep.embedder.backends import Tokens
+from embedkeep.embedder.batcher import Batcher, Computed, Engine, compute
 from embedkeep.embedder.device import DeviceThread
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.schedule import CostModel
@@ -246,3 +250,175 @@ async def test_long_texts_are_read_off_the_loop() -> None:
 
     assert answer.tokens[0].truncated
     assert len(answer.tokens[0].ids) == backend.about.max_tokens
+
+
+async def test_a_text_without_any_token_does_not_end_the_batcher() -> None:
+    async with a_batcher(ArithmeticBackend()) as (batcher, _):
+        blank = await batcher.embed([" "], purpose=DEMAND, flow=b"")
+        answer = await batcher.embed(["fine"], purpose=DEMAND, flow=b"")
+
+    assert list(blank.errors) == [0]
+    assert not answer.errors
+
+
+@dataclass(eq=False)
+class SlowReading(ArithmeticBackend):
+    """Cuts long texts into tokens only once it may."""
+
+    may_read: threading.Event = field(default_factory=threading.Event)
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        if sum(map(len, texts)) > 2048:
+            assert self.may_read.wait(30)
+        return super().tokenize(texts)
+
+
+async def test_texts_that_are_being_read_count_as_waiting_and_may_leave() -> None:
+    backend, metrics = SlowReading(), EmbedderMetrics()
+    async with a_batcher(backend, metrics=metrics, limits=Batching(max_queue_inputs=2)) as (
+        batcher,
+        _,
+    ):
+        leaving = spawn(batcher, "word " * 1000, "word " * 2000)
+        await until_queued(metrics, 2)
+        with pytest.raises(Overloaded):
+            await batcher.embed(["more"], purpose=DEMAND, flow=b"")
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        backend.may_read.set()
+        answer = await batcher.embed(["more", "again"], purpose=DEMAND, flow=b"")
+
+    assert not answer.errors
+    assert sample(metrics, "embedkeep_embed_dropped_inputs_total", "demand") == 2
+    assert sample(metrics, "embedkeep_embed_queue_inputs", "demand") == 0
+
+
+async def test_more_characters_than_may_wait_are_refused_until_those_before_are_answered() -> None:
+    backend, metrics = ArithmeticBackend(), EmbedderMetrics()
+    limits = Batching(max_queue_characters=100)
+    async with a_batcher(backend, metrics=metrics, limits=limits) as (batcher, _):
+        backend.gate.clear()
+        first = spawn(batcher, "long " * 20)
+        await entered(backend)
+
+        with pytest.raises(Overloaded, match="characters"):
+            await batcher.embed(["q"], purpose=DEMAND, flow=b"")
+
+        backend.gate.set()
+        await first
+        assert not (await batcher.embed(["q"], purpose=DEMAND, flow=b"")).errors
+
+
+async def test_what_waits_as_background_work_is_computed_once_and_at_once_when_a_person_asks() -> (
+    None
+):
+    backend, metrics = ArithmeticBackend(), EmbedderMetrics()
+    async with a_batcher(backend, metrics=metrics) as (batcher, _):
+        first = await held(backend, batcher)
+        warm = spawn(batcher, "wanted", "other", purpose=WARM, flow=b"a")
+        await until_queued(metrics, 2, purpose="warm")
+        elsewhere = spawn(batcher, "wanted", purpose=WARM, flow=b"b")
+        await until_queued(metrics, 3, purpose="warm")
+        person = spawn(batcher, "wanted", flow=b"a")
+        await until_queued(metrics, 1)
+        backend.gate.set()
+        answers = await asyncio.gather(warm, person, elsewhere)
+        await first
+
+    in_advance, asked, of_another = answers
+    assert backend.batches[:2] == [[[token("first")]], [[token("wanted")]]]
+    assert [len(batch) for batch in backend.batches[2:]] == [2], "the other, and another flow's"
+    for answer in answers:
+        np.testing.assert_array_equal(answer.vectors[0], vector_of("wanted"))
+    # Its time is booked once, to the person.
+    assert asked.device_ns[0] > 0
+    assert in_advance.device_ns[0] == 0
+    assert min(in_advance.device_ns[1], of_another.device_ns[0]) > 0
+    assert sample(metrics, "embedkeep_embed_inputs_total", "demand") == 2
+    assert sample(metrics, "embedkeep_embed_inputs_total", "warm") == 2
+    assert sample(metrics, "embedkeep_embed_shared_inputs_total", "warm") == 1
+
+
+@pytest.mark.parametrize("leaver", ["warm", "demand"])
+async def test_one_caller_who_leaves_takes_a_shared_input_from_no_other(leaver: str) -> None:
+    backend, metrics = ArithmeticBackend(), EmbedderMetrics()
+    async with a_batcher(backend, metrics=metrics) as (batcher, _):
+        first = await held(backend, batcher)
+        calls = {
+            "warm": spawn(batcher, "wanted", purpose=WARM),
+            "bulk": spawn(batcher, "bulk", purpose=BULK),
+            "demand": spawn(batcher, "wanted"),
+        }
+        await until_queued(metrics, 1)
+        calls[leaver].cancel()
+        await asyncio.wait([calls[leaver]])
+        backend.gate.set()
+        answers = {name: await call for name, call in calls.items() if name != leaver}
+        await first
+
+    stayed = "demand" if leaver == "warm" else "warm"
+    np.testing.assert_array_equal(answers[stayed].vectors[0], vector_of("wanted"))
+    assert answers[stayed].device_ns[0] > 0
+    order = ["wanted", "bulk"] if stayed == "demand" else ["bulk", "wanted"]
+    assert backend.batches[1:] == [[[token(word)]] for word in order]
+
+
+async def test_shared_inputs_that_fail_fail_for_all_who_wait() -> None:
+    backend, metrics = ArithmeticBackend(poison={token("bad")}), EmbedderMetrics()
+    async with a_batcher(backend, metrics=metrics) as (batcher, _):
+        first = await held(backend, batcher)
+        calls = [spawn(batcher, "bad", "good") for _ in range(2)]
+        await until_queued(metrics, 4)
+        backend.gate.set()
+        answers = await asyncio.gather(*calls)
+        await first
+
+    for answer in answers:
+        assert list(answer.errors) == [0]
+        np.testing.assert_array_equal(answer.vectors[1], vector_of("good"))
+    assert sample(metrics, "embedkeep_embed_failed_inputs_total", "demand") == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_in_a_storm_of_equal_texts_all_get_their_own_rows_and_the_books_add_up(
+    seed: int,
+) -> None:
+    draw = random.Random(seed)  # repeatable, not secret
+    backend, metrics = ArithmeticBackend(), EmbedderMetrics()
+    purposes = {DEMAND: "demand", BULK: "bulk", WARM: "warm", SHADOW: "shadow"}
+    asked = dict.fromkeys(purposes.values(), 0)
+    calls: dict[asyncio.Task[Computed], list[str]] = {}
+
+    async def ask(batcher: Batcher, texts: list[str], purpose: Purpose.ValueType) -> Computed:
+        asked[purposes[purpose]] += len(texts)
+        return await batcher.embed(texts, purpose=purpose, flow=draw.choice([b"x", b"y"]))
+
+    async with a_batcher(backend, metrics=metrics) as (batcher, _):
+        for _ in range(200):
+            texts = draw.choices(["a", "b c", "d e f", "g " * 600, "h " * 1500], k=3)
+            call = asyncio.create_task(ask(batcher, texts, draw.choice(list(purposes))))
+            calls[call] = texts
+            if draw.random() < 0.4:
+                await asyncio.sleep(0)
+            if draw.random() < 0.2:
+                draw.choice(list(calls)).cancel()
+            if draw.random() < 0.1:
+                await asyncio.wait([draw.choice(list(calls))])
+        await asyncio.wait(calls)
+
+    answered = {call: texts for call, texts in calls.items() if not call.cancelled()}
+    assert 50 < len(answered) < len(calls)
+    for call, texts in answered.items():
+        expected = np.array([vector_of(text) for text in texts], np.float32)
+        np.testing.assert_array_equal(call.result().vectors, expected)
+    books = {
+        name: {
+            what: sample(metrics, f"embedkeep_embed_{what}inputs_total", name)
+            for what in ("", "shared_", "dropped_")
+        }
+        for name in asked
+    }
+    assert {name: sum(book.values()) for name, book in books.items()} == asked
+    assert sum(book[""] for book in books.values()) == sum(map(len, backend.batches))
+    assert all(sum(book[what] for book in books.values()) for what in ("shared_", "dropped_"))
+    assert not any(sample(metrics, "embedkeep_embed_queue_inputs", name) for name in asked)

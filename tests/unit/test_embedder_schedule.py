@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkeep.config import Batching
+from embedkeep.embedder.lanes import LIFT_EVERY, Lane
 from embedkeep.embedder.schedule import (
-    LIFT_EVERY,
     QUANTUM_TOKENS,
     CostModel,
     Item,
-    Lane,
     Schedule,
     apportion,
 )
@@ -44,8 +43,13 @@ def put(schedule: Schedule[int], *items: Item[int]) -> None:
     schedule.offer(items)
 
 
+def taken(schedule: Schedule[int], now: float = 0.0) -> list[Item[int]]:
+    """The next batch, of items that share no row."""
+    return [item for row in schedule.take(now) for item in row.waiters]
+
+
 def all_batches(schedule: Schedule[int], *, now: float = 0.0) -> list[list[Item[int]]]:
-    return list(iter(lambda: schedule.take(now), []))
+    return list(iter(lambda: taken(schedule, now), []))
 
 
 arrivals = st.lists(
@@ -66,7 +70,7 @@ def test_every_input_is_dispatched_once_in_batches_that_keep_to_the_target(
 ) -> None:
     schedule, now, batches = a_schedule(), 0.0, []
     for number, (lane, flow, tokens, pause_s, takes) in enumerate(given):
-        batches += [schedule.take(now) for _ in range(takes)]
+        batches += [taken(schedule, now) for _ in range(takes)]
         now += pause_s
         put(schedule, an_item(number, tokens=tokens, lane=lane, flow=flow, at=now))
     batches += all_batches(schedule, now=now)
@@ -94,7 +98,7 @@ def test_a_lower_class_goes_first_only_when_overdue_and_in_every_fourth_batch(
 
     def take() -> None:
         nonlocal number
-        if not (batch := schedule.take(now)):
+        if not (batch := taken(schedule, now)):
             return
         lane = batch[0].lane
         if lane > min(item.lane for item in waiting):
@@ -126,7 +130,7 @@ def test_nothing_starves_while_demand_never_ends(given: list[tuple[Lane, int]]) 
 
     for _ in range(int(LIMITS.max_wait_s / batch_s) + 1 + LIFT_EVERY * (len(given) + 1)):
         put(schedule, *(an_item(lane=Lane.DEMAND, at=now) for _ in range(20)))
-        left -= sum(item.lane is not Lane.DEMAND for item in schedule.take(now))
+        left -= sum(item.lane is not Lane.DEMAND for item in taken(schedule, now))
         now += batch_s
 
     assert left == 0
@@ -137,7 +141,7 @@ def test_an_overdue_backlog_leaves_three_batches_of_four_to_people() -> None:
     put(schedule, *(an_item(lane=Lane.BULK, tokens=150) for _ in range(50)))
     put(schedule, *(an_item(lane=Lane.DEMAND, tokens=400, at=99.9) for _ in range(30)))
 
-    lanes = Counter(schedule.take(100.0)[0].lane for _ in range(20))
+    lanes = Counter(taken(schedule, 100.0)[0].lane for _ in range(20))
 
     assert lanes == {Lane.DEMAND: 15, Lane.BULK: 5}
 
@@ -156,7 +160,7 @@ def test_flows_with_work_get_the_same_tokens_up_to_two_turns_and_an_input(
     served: Counter[bytes] = Counter()
 
     while all(left.values()):
-        batch = schedule.take(0.0)
+        batch = taken(schedule)
         for item in batch:
             left[item.flow] -= 1
             served[item.flow] += item.tokens
@@ -170,7 +174,7 @@ def test_a_flow_with_many_texts_does_not_delay_one_with_a_single_text() -> None:
     put(schedule, *(an_item(n, flow=b"busy", tokens=100) for n in range(500)))
     put(schedule, an_item(-1, flow=b"quiet", tokens=100))
 
-    first_two = [item.payload for _ in range(2) for item in schedule.take(0.0)]
+    first_two = [item.payload for _ in range(2) for item in taken(schedule)]
 
     assert -1 in first_two
 
@@ -268,3 +272,123 @@ def test_one_stall_hardly_moves_the_cost_model() -> None:
     cost.observe(200, 30.0)
 
     assert cost.seconds(200) < before_s * 1.2
+
+
+@given(st.integers(0, 10**9), st.integers(0, 20))
+def test_rows_without_any_token_share_a_batchs_time_evenly(busy_ns: int, rows: int) -> None:
+    shares = apportion(busy_ns, [0] * rows)
+
+    assert len(shares) == rows
+    assert sum(shares) == (busy_ns if rows else 0)
+    assert not shares or max(shares) - min(shares) <= 1
+
+
+def test_a_batch_without_tokens_teaches_the_cost_model_nothing() -> None:
+    cost = CostModel(fixed_s=FIXED_S, token_s=TOKEN_S)
+
+    cost.observe(0, 0.5)
+
+    assert (cost.fixed_s, cost.token_s) == (FIXED_S, TOKEN_S)
+
+
+def test_a_device_whose_fixed_cost_is_beyond_the_target_still_gets_batches() -> None:
+    """Else each input would be a batch of its own, and the model never see another size."""
+    cost = CostModel()
+    for tokens in (64, 256, 64, 256):
+        cost.observe(tokens, 0.060 + 1e-5 * tokens)
+    schedule: Schedule[int] = Schedule(Batching(), cost)
+    put(schedule, *(an_item(n, tokens=8) for n in range(400)))
+
+    assert [len(batch) for batch in all_batches(schedule)] == [400]
+
+
+@given(st.floats(1e-5, 0.2), st.floats(1e-7, 1e-3), st.floats(0.001, 0.2))
+def test_a_full_batch_keeps_to_the_target_or_to_twice_its_fixed_part(
+    fixed_s: float, token_s: float, target_s: float
+) -> None:
+    cost = CostModel(fixed_s=fixed_s, token_s=token_s)
+
+    tokens = cost.tokens_within(target_s)
+
+    assert cost.seconds(tokens) <= max(target_s, 2 * fixed_s) * (1 + 1e-9)
+    assert cost.seconds(tokens + 2) > max(target_s, 2 * fixed_s)
+
+
+def test_texts_are_bounded_by_their_characters_too_but_a_single_request_may_be_larger() -> None:
+    schedule = a_schedule(Batching(max_queue_characters=1000))
+    schedule.reserve(1, Lane.BACKGROUND, characters=5000)
+
+    with pytest.raises(Overloaded, match="characters"):
+        schedule.reserve(1, Lane.DEMAND, characters=1)
+
+    schedule.release(1, characters=5000)
+    schedule.reserve(1, Lane.BACKGROUND, characters=500)
+    with pytest.raises(Overloaded, match="characters"):
+        schedule.reserve(1, Lane.BACKGROUND, characters=1)
+    schedule.reserve(1, Lane.DEMAND, characters=500)
+    assert (schedule.held, schedule.held_characters) == (2, 1000)
+
+
+wishes = st.tuples(
+    st.sampled_from(Lane),
+    st.sampled_from([b"a", b"b"]),
+    st.integers(0, 3),  # what the model reads
+)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.lists(wishes, min_size=1, max_size=4),  # a call
+            st.integers(0, 1000),  # which call leaves
+            st.none(),  # a batch
+        ),
+        max_size=60,
+    )
+)
+def test_equal_inputs_of_a_flow_that_wait_together_are_one_row_in_the_most_urgent_lane(
+    given: list[list[tuple[Lane, bytes, int]] | int | None],
+) -> None:
+    schedule = a_schedule()
+    calls: list[list[Item[int]]] = []
+    waiting: list[Item[int]] = []
+
+    def take() -> None:
+        batch = schedule.take(0.0)
+        assert bool(batch) == bool(waiting)
+        if not batch:
+            return
+        lane = min(item.lane for item in waiting)
+        for row in batch:
+            together = [
+                item for item in waiting if (item.flow, item.key) == (row.payer.flow, row.payer.key)
+            ]
+            # All who wait for it and nobody else; the first of the most urgent pays.
+            assert row.waiters == sorted(together, key=lambda item: item.lane)
+            assert row.payer.lane is lane
+            for item in together:
+                waiting.remove(item)
+
+    for step in given:
+        match step:
+            case list():
+                calls.append(
+                    [
+                        Item(payload=0, tokens=5, lane=lane, flow=flow, arrived_s=0.0, key=key)
+                        for lane, flow, key in step
+                    ]
+                )
+                put(schedule, *calls[-1])
+                waiting += calls[-1]
+            case int() if calls:
+                leaving = calls[step % len(calls)]
+                assert schedule.drop(leaving) == sum(item in waiting for item in leaving)
+                waiting = [item for item in waiting if item not in leaving]
+            case None:
+                take()
+        assert schedule.held == len(waiting)
+    while waiting:
+        take()
+
+    assert schedule.take(0.0) == []
+    assert schedule.held == 0

@@ -2,7 +2,8 @@
 
 Here lives all that touches weights: finding a model (`source`), reading its folder (`folder`),
 its identity (`fingerprint`), its conversion to ONNX (`onnx_bert`), running it (`backends`), who
-is served when (`schedule`, `batcher`), and the gRPC service around it (`service`, `main`).
+is served when (`lanes`; by them texts are read in `reader`, and computed in `schedule` and
+`batcher`), and the gRPC service around it (`service`, `main`).
 
 Caching, tenants and prompts live in `embedkeep.node`; texts arrive here ready to be embedded.
 A node speaks to this package over gRPC only. Called by `embedkeep.cli`, by benchmarks and tests.

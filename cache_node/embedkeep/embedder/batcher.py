@@ -7,7 +7,6 @@ inputs gather, and so the batches grow with the load by themselves.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -18,8 +17,10 @@ import structlog
 from embedkeep.config import Batching
 from embedkeep.embedder.backends import Backend, Tokens, Vectors
 from embedkeep.embedder.device import DeviceThread
+from embedkeep.embedder.lanes import Lane
 from embedkeep.embedder.metrics import PURPOSES, EmbedderMetrics
-from embedkeep.embedder.schedule import CostModel, Item, Lane, Schedule, apportion
+from embedkeep.embedder.reader import Reader
+from embedkeep.embedder.schedule import CostModel, Item, Row, Schedule, apportion
 from embedkeep.errors import EmbedderUnavailable, EmbedKeepError, Internal
 from embedkeep.v1.embedder_pb2 import Purpose
 
@@ -34,7 +35,8 @@ LANES: Final = {
 }
 
 _INLINE_CHARACTERS: Final = 2048
-"""Texts up to this are cut into tokens on the loop: about 0.3 ms, as much as two thread hops."""
+"""Texts up to this are cut into tokens on the loop, at once: about 0.3 ms, as much as two thread
+hops."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +47,7 @@ class Computed:
     """Shape (inputs, dimensions); NaN where a row failed."""
     tokens: list[Tokens]
     device_ns: list[int]
+    """0 where the time is booked to another who waited for the same; see `Row.payer`."""
     errors: dict[int, EmbedKeepError] = field(default_factory=dict)
     """By row."""
 
@@ -58,9 +61,20 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Place:
+    """Where a vector goes."""
+
     call: _Call
     index: int
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self.call.answer.tokens[self.index].ids
+
+    @property
+    def purpose(self) -> str:
+        """As labels call it."""
+        return PURPOSES[self.call.purpose]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +105,9 @@ class Engine:
 class Batcher:
     """Computes texts in batches, fairly and in order of their purpose.
 
+    What a flow waits for several times is computed once, for its most urgent purpose, and its
+    time is booked there; the other rows get the vector with 0 ns.
+
     `run` must run for calls to be answered. All methods belong to one event loop.
 
     Args:
@@ -109,11 +126,11 @@ class Batcher:
         self._backend = engine.backend
         self._metrics = metrics
         self._clock = clock
-        self._schedule: Schedule[_Row] = Schedule(limits, engine.cost)
+        self._schedule: Schedule[_Place] = Schedule(limits, engine.cost)
         self._wake = asyncio.Event()
         self._calls: set[_Call] = set()
         self._ended = False
-        self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._reader = Reader(engine.backend.tokenize, max_wait_s=limits.max_wait_s, clock=clock)
 
     async def embed(
         self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes
@@ -127,35 +144,33 @@ class Batcher:
             EmbedderUnavailable: It stopped, or the device broke.
         """
         self._check_open()
-        lane, name = LANES[purpose], PURPOSES[purpose]
+        lane, name, count = LANES[purpose], PURPOSES[purpose], len(texts)
+        characters = sum(map(len, texts))
         try:
-            self._schedule.reserve(len(texts), lane)
+            self._schedule.reserve(count, lane, characters=characters)
         except EmbedKeepError:
-            self._metrics.refused.labels(name).inc(len(texts))
+            self._metrics.refused.labels(name).inc(count)
             raise
+        self._metrics.queued.labels(name).inc(count)
         try:
-            tokens = await self._read(texts)
+            tokens = await self._read(texts, characters, lane, flow)
             self._check_open()
         except BaseException:
-            self._schedule.release(len(texts))
+            self._schedule.release(count, characters=characters)
+            self._dropped(name, count)
             raise
         call = self._new_call(tokens, purpose)
-        now = self._clock()
-        items = [
-            Item(payload=_Row(call, i), tokens=len(row.ids), lane=lane, flow=flow, arrived_s=now)
-            for i, row in enumerate(tokens)
-        ]
+        items = self._items(call, lane, flow)
         self._schedule.offer(items)
-        self._metrics.queued.labels(name).inc(len(items))
         self._calls.add(call)
         self._wake.set()
         try:
             await call.done
         finally:
             self._calls.discard(call)
-            if dropped := self._schedule.drop(items):
-                self._metrics.queued.labels(name).dec(dropped)
-                self._metrics.dropped.labels(name).inc(dropped)
+            if call.left:
+                self._dropped(name, self._schedule.drop(items))
+            self._schedule.release(characters=characters)
         return call.answer
 
     async def run(self) -> None:
@@ -164,23 +179,43 @@ class Batcher:
         Raises:
             EmbedderUnavailable: The device is broken: it fails even on what it could do before.
         """
+        tasks = [
+            asyncio.create_task(self._reader.run(), name="reader"),
+            asyncio.create_task(self._serve(), name="device"),
+        ]
         try:
-            while True:
-                if batch := self._schedule.take(self._clock()):
-                    await self._compute(batch)
-                else:
-                    self._wake.clear()
-                    await self._wake.wait()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
             self._ended = True
             for call in self._calls:
                 if not call.done.done():
                     call.done.set_exception(EmbedderUnavailable("the embedder stopped"))
-            self._tokenizer.shutdown(wait=False, cancel_futures=True)
+            self._reader.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def ended(self, *, within_s: float) -> bool:
+        """Whether its own threads end in that time after `run`; see `DeviceThread.ended`."""
+        return self._reader.ended(within_s=within_s)
+
+    async def _serve(self) -> None:
+        while True:
+            if batch := self._schedule.take(self._clock()):
+                await self._compute(batch)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
 
     def _check_open(self) -> None:
         if self._ended:
             raise EmbedderUnavailable("the embedder is stopping")
+
+    def _dropped(self, purpose: str, inputs: int) -> None:
+        self._metrics.queued.labels(purpose).dec(inputs)
+        self._metrics.dropped.labels(purpose).inc(inputs)
 
     def _new_call(self, tokens: list[Tokens], purpose: Purpose.ValueType) -> _Call:
         answer = Computed(
@@ -191,36 +226,56 @@ class Batcher:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         return _Call(purpose, answer, len(tokens), done)
 
-    async def _read(self, texts: Sequence[str]) -> list[Tokens]:
-        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            return self._backend.tokenize(texts)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizer, self._backend.tokenize, texts)
+    def _items(self, call: _Call, lane: Lane, flow: bytes) -> list[Item[_Place]]:
+        now_s = self._clock()
+        return [
+            Item(
+                payload=_Place(call, index),
+                tokens=len(row.ids),
+                lane=lane,
+                flow=flow,
+                arrived_s=now_s,
+                key=tuple(row.ids),
+            )
+            for index, row in enumerate(call.answer.tokens)
+        ]
 
-    async def _compute(self, batch: Sequence[Item[_Row]]) -> None:
-        rows = [item.payload.call.answer.tokens[item.payload.index].ids for item in batch]
-        for item in batch:
-            self._metrics.queued.labels(PURPOSES[item.payload.call.purpose]).dec()
+    async def _read(
+        self, texts: Sequence[str], characters: int, lane: Lane, flow: bytes
+    ) -> list[Tokens]:
+        if characters <= _INLINE_CHARACTERS:
+            return self._backend.tokenize(texts)
+        return await self._reader.read(texts, lane=lane, flow=flow)
+
+    async def _compute(self, batch: Sequence[Row[_Place]]) -> None:
+        for row in batch:
+            for item in row.waiters:
+                self._metrics.queued.labels(item.payload.purpose).dec()
+        rows = [row.payer.payload.ids for row in batch]
         outcome = await self._engine.thread.call(partial(compute, self._backend, rows))
         self._book(batch, outcome)
-        for number, item in enumerate(batch):
-            _deliver(item.payload, outcome, number)
+        for number, row in enumerate(batch):
+            for place, item in enumerate(row.waiters):
+                _deliver(item.payload, outcome, number, pays=place == 0)
         if len(outcome.errors) == len(batch):
             await self._check_device()
 
-    def _book(self, batch: Sequence[Item[_Row]], outcome: Outcome) -> None:
+    def _book(self, batch: Sequence[Row[_Place]], outcome: Outcome) -> None:
         metrics, seconds = self._metrics, outcome.busy_ns / 1e9
         if not outcome.errors:  # a batch that was tried twice says nothing about the usual cost
-            self._engine.cost.observe(sum(item.tokens for item in batch), seconds)
+            self._engine.cost.observe(sum(row.tokens for row in batch), seconds)
         metrics.batch_inputs.observe(len(batch))
         metrics.batch_seconds.observe(seconds)
-        for number, item in enumerate(batch):
-            name = PURPOSES[item.payload.call.purpose]
+        for number, row in enumerate(batch):
+            payer, *others = row.waiters
+            name = payer.payload.purpose
             metrics.inputs.labels(name).inc()
-            metrics.tokens.labels(name).inc(item.tokens)
+            metrics.tokens.labels(name).inc(row.tokens)
             metrics.device_seconds.labels(name).inc(outcome.device_ns[number] / 1e9)
             if number in outcome.errors:
                 metrics.failed.labels(name).inc()
+            for item in others:
+                metrics.shared.labels(item.payload.purpose).inc()
 
     async def _check_device(self) -> None:
         outcome = await self._engine.thread.call(
@@ -230,13 +285,14 @@ class Batcher:
             raise EmbedderUnavailable(f"the device is broken: {outcome.errors[0]}")
 
 
-def _deliver(row: _Row, outcome: Outcome, number: int) -> None:
-    call = row.call
-    call.answer.device_ns[row.index] = outcome.device_ns[number]
+def _deliver(place: _Place, outcome: Outcome, number: int, *, pays: bool) -> None:
+    call, index = place.call, place.index
+    if pays:
+        call.answer.device_ns[index] = outcome.device_ns[number]
     if (message := outcome.errors.get(number)) is None:
-        call.answer.vectors[row.index] = outcome.vectors[number]
+        call.answer.vectors[index] = outcome.vectors[number]
     else:
-        call.answer.errors[row.index] = Internal(message)
+        call.answer.errors[index] = Internal(message)
     call.left -= 1
     if call.left == 0 and not call.done.done():
         call.done.set_result(None)

@@ -37,13 +37,20 @@ class EmbedderMetrics:
         self.device_seconds = counter(
             "embedkeep_embed_device_seconds", "Time the device was busy, apportioned by tokens."
         )
+        self.shared = counter(
+            "embedkeep_embed_shared_inputs",
+            "Inputs answered by the computation of an equal one that waited beside them.",
+        )
         self.failed = counter("embedkeep_embed_failed_inputs", "Inputs the model failed on.")
         self.refused = counter("embedkeep_embed_refused_inputs", "Inputs refused: queue full.")
         self.dropped = counter(
             "embedkeep_embed_dropped_inputs", "Queued inputs whose caller left before their turn."
         )
         self.queued = Gauge(
-            "embedkeep_embed_queue_inputs", "Inputs waiting.", ["purpose"], registry=self.registry
+            "embedkeep_embed_queue_inputs",
+            "Inputs waiting, to be read as tokens or to be computed.",
+            ["purpose"],
+            registry=self.registry,
         )
         for purpose in set(PURPOSES.values()):
             self.queued.labels(purpose)

@@ -1,40 +1,24 @@
-"""Who is served next, and how many at once. Pure: no I/O, no clock, no threads.
+"""Who is computed next, and how many at once. Pure: no I/O, no clock, no threads.
 
-Three lanes: demand before bulk before background (warm-up and shadow checks). A batch holds one
-lane only, and as much of it as the cost model expects to fit the lane's target time, or a single
-input. Inside a lane the flows take turns by deficit round robin counted in tokens (Shreedhar and
-Varghese 1995), so that no flow's long texts or many texts crowd out another's.
+A batch holds one lane only (see `embedkeep.embedder.lanes`), and as much of it as the cost model
+expects to fit the lane's target time, or a single input.
 
-Nothing starves: while a lower lane's oldest input has waited longer than max_wait_s, every
-fourth batch is that lane's. Not more than that: else a backlog of bulk work, all of it overdue,
-would stand before every person's question.
+Equal inputs of one flow that wait at the same time are one row: computed once, in the most urgent
+lane of those who wait for it, for all of them.
 """
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final, Generic, TypeVar
 
 from embedkeep.config import Batching
+from embedkeep.embedder.lanes import Lane, Lanes, Queued
 from embedkeep.errors import Overloaded
 
 T = TypeVar("T")
 
 QUANTUM_TOKENS: Final = 256
 """A flow's turn. Two flows that always have work differ by at most two of these and one input."""
-
-LIFT_EVERY: Final = 4
-"""While a lower lane is overdue, one batch in so many is its own."""
-
-
-class Lane(IntEnum):
-    """Order of service, first served first."""
-
-    DEMAND = 0
-    BULK = 1
-    BACKGROUND = 2
-
 
 _QUEUE_SHARES: Final = {Lane.DEMAND: 1.0, Lane.BULK: 0.75, Lane.BACKGROUND: 0.5}
 """How full the queue may be for a lane's input to be taken in: background work that fills it up
@@ -43,13 +27,44 @@ must not be why a person is refused."""
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Item(Generic[T]):
-    """One input in the queue. Compared by identity."""
+    """One caller's wish for one input. Compared by identity."""
 
     payload: T
     tokens: int
     lane: Lane
     flow: bytes
     arrived_s: float
+    key: Hashable = None
+    """What the model reads. Equal ones of a flow share a row; None: never shared."""
+    row: "Row[T] | None" = None
+    """Kept by `Schedule`: where it waits."""
+
+
+@dataclass(slots=True, eq=False)
+class Row(Generic[T]):
+    """One input for the device, and all who wait for it. Compared by identity."""
+
+    place: Queued["Row[T]"] | None = None
+    """Kept by `Schedule`: its place in the queue."""
+    by_lane: tuple[dict[Item[T], None], ...] = field(
+        default_factory=lambda: tuple({} for _ in Lane)
+    )
+    """In order of arrival; dicts, for one of many leaves at no cost."""
+
+    @property
+    def payer(self) -> Item[T]:
+        """Whose the device's time is: the first of those in the most urgent lane."""
+        return next(iter(next(filter(None, self.by_lane))))
+
+    @property
+    def waiters(self) -> list[Item[T]]:
+        """Most urgent first, and so the payer."""
+        return [item for waiters in self.by_lane for item in waiters]
+
+    @property
+    def tokens(self) -> int:
+        """Of the input."""
+        return self.payer.tokens
 
 
 class CostModel:
@@ -75,11 +90,17 @@ class CostModel:
         return self.fixed_s + self.token_s * tokens
 
     def tokens_within(self, seconds: float) -> int:
-        """The largest batch that should end within *seconds*; 0: not even the fixed part does."""
-        return max(0, int((seconds - self.fixed_s) / self.token_s))
+        """The largest batch that should end within *seconds*.
+
+        At least as much as takes the fixed part's time again: where that part is most of a
+        batch, smaller ones answer hardly sooner, and together take many times as long.
+        """
+        return int(max(seconds - self.fixed_s, self.fixed_s) / self.token_s)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from one batch."""
+        """Learn from one batch. One without tokens says nothing of what tokens cost."""
+        if tokens == 0:
+            return
         self._seen += 1
         if self._seen > 3:  # the first ones must be free to set the level
             seconds = min(seconds, self._MOST_ABOVE * self.seconds(tokens))
@@ -108,70 +129,8 @@ class CostModel:
         self.token_s = max(token, 1e-9)
 
 
-@dataclass(slots=True)
-class _Flow(Generic[T]):
-    items: deque[Item[T]] = field(default_factory=deque)
-    deficit: int = 0
-    """Tokens that it may still have served in this turn."""
-
-
-class _Queue(Generic[T]):
-    """One lane: flows that take turns."""
-
-    def __init__(self) -> None:
-        self._flows: dict[bytes, _Flow[T]] = {}
-        self._turn: deque[bytes] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._turn)
-
-    def add(self, item: Item[T]) -> None:
-        if (flow := self._flows.get(item.flow)) is None:
-            flow = self._flows[item.flow] = _Flow()
-            self._turn.append(item.flow)
-        flow.items.append(item)
-
-    def oldest_s(self) -> float:
-        """When the input that waits longest came; each flow is in order of arrival."""
-        return min(flow.items[0].arrived_s for flow in self._flows.values())
-
-    def take(self, *, most_tokens: int, most_items: int) -> list[Item[T]]:
-        taken: list[Item[T]] = []
-        used = 0
-        while self._turn and len(taken) < most_items:
-            name = self._turn[0]
-            flow = self._flows[name]
-            head = flow.items[0]
-            if flow.deficit < head.tokens:
-                flow.deficit += QUANTUM_TOKENS
-                self._turn.rotate(-1)
-                continue
-            if taken and used + head.tokens > most_tokens:
-                break
-            taken.append(flow.items.popleft())
-            flow.deficit -= head.tokens
-            used += head.tokens
-            if not flow.items:
-                self._turn.popleft()
-                del self._flows[name]
-        return taken
-
-    def drop(self, items: set[Item[T]], flows: Iterable[bytes]) -> list[Item[T]]:
-        """Take out those of *items* that still wait here; returns them."""
-        dropped: list[Item[T]] = []
-        for name in flows:
-            if (flow := self._flows.get(name)) is None:
-                continue
-            dropped.extend(item for item in flow.items if item in items)
-            left = flow.items = deque(item for item in flow.items if item not in items)
-            if not left:
-                self._turn.remove(name)
-                del self._flows[name]
-        return dropped
-
-
 class Schedule(Generic[T]):
-    """The queue of an embedder, bounded by `Batching.max_queue_inputs`.
+    """The queue of an embedder, bounded by `Batching.max_queue_inputs` and its characters.
 
     Places are reserved first, so that texts still being cut into tokens count as queued.
     """
@@ -179,52 +138,103 @@ class Schedule(Generic[T]):
     def __init__(self, limits: Batching, cost: CostModel) -> None:
         self._limits = limits
         self._cost = cost
-        self._queues: dict[Lane, _Queue[T]] = {lane: _Queue() for lane in Lane}
+        self._lanes: Lanes[Row[T]] = Lanes(quantum=QUANTUM_TOKENS, max_wait_s=limits.max_wait_s)
+        self._shared: dict[tuple[bytes, Hashable], Row[T]] = {}
         self._tokens = 0
-        self._since_lifted = LIFT_EVERY
         self.held = 0
-        """Places that are reserved or taken."""
+        """Places that are reserved or taken: one an item, shared row or not."""
+        self.held_characters = 0
 
-    def reserve(self, inputs: int, lane: Lane) -> None:
+    def reserve(self, inputs: int, lane: Lane, *, characters: int = 0) -> None:
         """Keep places for *inputs*, until they are offered and taken, dropped or released.
+
+        Args:
+            characters: Of all of them; kept until released. A request that is alone may have
+                more than the queue's limit.
 
         Raises:
             Overloaded: The queue is too full for them; nothing was reserved.
         """
-        room = int(self._limits.max_queue_inputs * _QUEUE_SHARES[lane])
+        share = _QUEUE_SHARES[lane]
+        room = int(self._limits.max_queue_inputs * share)
         if self.held + inputs > room:
-            wait = self._cost.seconds(self._tokens)
-            raise Overloaded(
-                f"{self.held} inputs wait here, and {inputs} more would be beyond {room}",
-                retry_after_s=round(max(wait, 0.05), 3),
+            raise self._overloaded(
+                f"{self.held} inputs wait here, and {inputs} more would be beyond {room}"
+            )
+        room = int(self._limits.max_queue_characters * share)
+        if self.held_characters and self.held_characters + characters > room:
+            raise self._overloaded(
+                f"texts of {self.held_characters} characters are held here, and {characters} "
+                f"more would be beyond {room}"
             )
         self.held += inputs
+        self.held_characters += characters
 
-    def release(self, inputs: int) -> None:
+    def _overloaded(self, why: str) -> Overloaded:
+        wait = self._cost.seconds(self._tokens)
+        return Overloaded(why, retry_after_s=round(max(wait, 0.05), 3))
+
+    def release(self, inputs: int = 0, *, characters: int = 0) -> None:
         """Give places back that were reserved and not used."""
         self.held -= inputs
+        self.held_characters -= characters
 
     def offer(self, items: Sequence[Item[T]]) -> None:
         """Queue *items*, whose places are reserved."""
         for item in items:
-            self._queues[item.lane].add(item)
-            self._tokens += item.tokens
+            row = None if item.key is None else self._shared.get((item.flow, item.key))
+            if row is None:
+                row = Row()
+                if item.key is not None:
+                    self._shared[item.flow, item.key] = row
+                self._tokens += item.tokens
+            item.row = row
+            row.by_lane[item.lane][item] = None
+            if row.place is None or item.lane < row.place.lane:
+                self._place(row)
+
+    def _place(self, row: Row[T]) -> None:
+        """Queue *row*, anew where it waits already, in the most urgent lane of its waiters."""
+        payer = row.payer
+        if row.place is not None:
+            self._lanes.drop(row.place)
+        row.place = Queued(
+            payload=row,
+            size=payer.tokens,
+            lane=payer.lane,
+            flow=payer.flow,
+            arrived_s=payer.arrived_s,
+        )
+        self._lanes.add(row.place)
 
     def drop(self, items: Sequence[Item[T]]) -> int:
-        """Take out those of *items* that still wait; how many that were."""
-        gone = set(items)
+        """Take out those of *items* that still wait; how many that were.
+
+        A row goes on waiting for those who are left of it, in their lane.
+        """
+        touched: dict[Row[T], Item[T]] = {}
         dropped = 0
-        for lane in {item.lane for item in items}:
-            flows = {item.flow for item in items if item.lane is lane}
-            found = self._queues[lane].drop(gone, flows)
-            self._tokens -= sum(item.tokens for item in found)
-            dropped += len(found)
+        for item in items:
+            if (row := item.row) is None:
+                continue
+            item.row = None
+            del row.by_lane[item.lane][item]
+            touched[row] = item
+            dropped += 1
+        for row, item in touched.items():
+            if row.place is None:
+                continue
+            if not any(row.by_lane):
+                self._lanes.drop(row.place)
+                self._forget(item)
+            elif row.payer.lane is not row.place.lane:
+                self._place(row)
         self.held -= dropped
         return dropped
 
-    def take(self, now_s: float) -> list[Item[T]]:
+    def take(self, now_s: float) -> list[Row[T]]:
         """The next batch, shortest inputs first; empty: nothing waits."""
-        lane = self._next_lane(now_s)
+        lane = self._lanes.turn(now_s)
         if lane is None:
             return []
         target = (
@@ -232,34 +242,33 @@ class Schedule(Generic[T]):
             if lane is Lane.DEMAND
             else self._limits.background_target_s
         )
-        batch = self._queues[lane].take(
-            most_tokens=self._cost.tokens_within(target), most_items=self._limits.max_batch_inputs
+        taken = self._lanes.take(
+            lane,
+            most_size=self._cost.tokens_within(target),
+            most=self._limits.max_batch_inputs,
         )
-        self.held -= len(batch)
-        self._tokens -= sum(item.tokens for item in batch)
-        batch.sort(key=lambda item: item.tokens)
-        return batch
+        for place in taken:
+            waiters = place.payload.waiters
+            for item in waiters:
+                item.row = None
+            self.held -= len(waiters)
+            self._forget(waiters[0])
+        return sorted((place.payload for place in taken), key=lambda row: row.tokens)
 
-    def _next_lane(self, now_s: float) -> Lane | None:
-        waiting = [lane for lane in Lane if self._queues[lane]]
-        if not waiting:
-            return None
-        first, *lower = waiting
-        overdue = [
-            (oldest_s, lane)
-            for lane in lower
-            if now_s - (oldest_s := self._queues[lane].oldest_s()) > self._limits.max_wait_s
-        ]
-        self._since_lifted += 1
-        if not overdue or self._since_lifted < LIFT_EVERY:
-            return first
-        self._since_lifted = 0
-        return min(overdue)[1]
+    def _forget(self, item: Item[T]) -> None:
+        """The row that *item* waited for waits no more."""
+        self._tokens -= item.tokens
+        if item.key is not None:
+            del self._shared[item.flow, item.key]
 
 
 def apportion(busy_ns: int, tokens: Sequence[int]) -> list[int]:
-    """Each row's share of a batch's time, by its tokens; the shares add up to *busy_ns* exactly."""
-    total = sum(tokens)
+    """Each row's share of a batch's time, by its tokens; the shares add up to *busy_ns* exactly.
+
+    Where no row has any token, all have the same share.
+    """
+    if not (total := sum(tokens)):
+        return apportion(busy_ns, [1] * len(tokens)) if tokens else []
     shares: list[int] = []
     before = done = 0
     for count in tokens:

@@ -131,8 +131,11 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         raise EmbedderUnavailable("the batcher ended")
 
     def ended(self, *, within_s: float) -> bool:
-        """Whether the model's thread ends in that time after `close`; see `DeviceThread.ended`."""
-        return self._device.ended(within_s=within_s)
+        """Whether the model's threads end in that time after `close`; see `DeviceThread.ended`."""
+        ends_s = time.monotonic() + within_s
+        if self._ready is not None and not self._ready.batcher.ended(within_s=within_s):
+            return False
+        return self._device.ended(within_s=max(0.0, ends_s - time.monotonic()))
 
     async def close(self) -> None:
         """Stop; calls that still wait are refused."""

@@ -1,0 +1,125 @@
+"""A long text is read only as far as it matters, and gets the tokens of the whole."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedkeep.config import Backend, ModelSpec
+from embedkeep.embedder import folder as folders
+from embedkeep.embedder import source
+from embedkeep.embedder.backends import Tokens
+from embedkeep.embedder.folder import Folder
+from embedkeep.embedder.tokens import Tokenize, head
+from support.embedder import PACKAGE
+
+LIMIT = 16
+
+
+def the_folder() -> Folder:
+    spec = ModelSpec.model_validate({"name": "MiniLM", "source": {"package": PACKAGE}})
+    return folders.read(source.resolve(spec, backend=Backend.ONNX), max_tokens=LIMIT)
+
+
+class Recording(Tokenize):
+    """Remembers how much it read."""
+
+    characters = 0
+
+    def whole(self, texts: Sequence[str]) -> list[Tokens]:
+        self.characters += sum(map(len, texts))
+        return super().whole(texts)
+
+
+FOLDER = the_folder()
+PLAIN, LOWERING = Tokenize(FOLDER), Tokenize(replace(FOLDER, lower_case=True))
+
+# What could reach over a cut: marks, final sigmas, joiners, names of special tokens, characters
+# that are dropped or surrounded by spaces, words beyond the tokenizer's limit.
+words = st.one_of(
+    st.text(max_size=30),
+    st.text("aZé\u0301\u200d\u00ad\ufeff\0\u03a3\u03c3\u03c2中文.,[]#'\u2019", max_size=12),
+    st.sampled_from(
+        ["[MASK]", "[SEP", "]", "##ing", "unaffable", "x" * 120, "\u0301", "Σ", "\x07"]
+    ),
+)
+gaps = st.sampled_from([" ", " ", " ", "  ", "\n", " \t", "\r\n", "", "\u00a0", "\u3000"])
+texts = st.lists(st.tuples(words, gaps), max_size=120).map(
+    lambda parts: "".join(word + gap for word, gap in parts)
+)
+
+
+@pytest.mark.parametrize("tokenize", [PLAIN, LOWERING], ids=["plain", "lowering"])
+@given(given=st.lists(texts, max_size=4), times=st.sampled_from([1, 3, 40]))
+def test_the_tokens_are_those_of_the_whole_text(
+    tokenize: Tokenize, given: list[str], times: int
+) -> None:
+    long = [text * times for text in given]
+
+    assert tokenize(long) == tokenize.whole(long)
+
+
+@given(texts, st.integers(1, 400))
+def test_a_head_ends_before_a_space_or_with_the_text(text: str, length: int) -> None:
+    found = head(text, length)
+
+    assert text.startswith(found)
+    assert found == text or (found and text[len(found)] in " \n")
+    if re.search(r"(?<!^)[ \n]", text[:length]):
+        assert len(found) <= length
+
+
+def test_what_is_beyond_the_limit_is_not_read() -> None:
+    tokenize = Recording(FOLDER)
+
+    (tokens,) = tokenize(["the quick brown fox jumps over the lazy dog " * 100_000])
+
+    assert tokens.truncated
+    assert tokenize.characters < 1000
+
+
+def test_a_text_that_begins_with_nothing_to_read_is_read_further() -> None:
+    text = "\x07 " * 500 + "the end of it " * 5000
+    tokenize = Recording(FOLDER)
+
+    assert tokenize([text]) == PLAIN.whole([text])
+    assert tokenize.characters < len(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}},
+        {"normalizer": None},
+        {
+            "added_tokens": [
+                {
+                    "id": 30522,
+                    "content": "brown fox",
+                    "special": False,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                }
+            ]
+        },
+    ],
+    ids=["another pre-tokenizer", "no normalizer", "an added token with a space"],
+)
+def test_a_tokenizer_that_may_look_over_a_space_reads_all(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    described = json.loads(FOLDER.tokenizer.read_text())
+    described.update(change)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    tokenize = Recording(replace(FOLDER, transformer=tmp_path))
+    text = "the quick brown fox " * 500
+
+    assert tokenize([text])[0].truncated
+    assert tokenize.characters == len(text)
