@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from embedkeep.errors import InvalidConfig
 
@@ -273,16 +274,26 @@ def load(kind: type[ConfigT], file: Path) -> ConfigT:
         raise InvalidConfig(f"cannot be read: {error.strerror}", source=str(file)) from error
     except ValueError as error:
         raise InvalidConfig(f"is no JSON: {error}", source=str(file)) from error
+    if not isinstance(data, dict):
+        raise InvalidConfig("must hold a JSON object", source=str(file))
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InvalidConfig(describe(error), source=str(file)) from error
+        said = describe(error).replace("\n", f"\n{file}: ")
+        raise InvalidConfig(said, source=str(file)) from error
 
 
 def describe(error: ValidationError) -> str:
     """All that is wrong, one line a field: its path, what is allowed, and the value given."""
     return "\n".join(
-        f"{'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}"
+        f"{'.'.join(map(str, item['loc'])) or '(file)'}: {_said(item)}"
         + ("" if item["type"] in {"missing", "value_error"} else f", got {item['input']!r}")
         for item in error.errors(include_url=False)
     )
+
+
+def _said(item: ErrorDetails) -> str:
+    """Without the words of Python."""
+    if item["type"] in {"model_type", "dict_type"}:
+        return "must be a JSON object"
+    return item["msg"].replace("Input should be", "must be").removeprefix("Value error, ")

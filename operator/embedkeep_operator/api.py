@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from embedkeep.runs import NAME
 from embedkeep_operator.api_embedder import Embedder
 from embedkeep_operator.api_model import Model
 from embedkeep_operator.api_nodes import Nodes
@@ -63,9 +64,7 @@ class Spec(Part):
 class Metadata(Part):
     """As in every Kubernetes object; what the API server adds is ignored."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=MAX_NAME)
-    ]
+    name: Annotated[str, Field(pattern=NAME, min_length=1, max_length=MAX_NAME)]
     """A DNS label of at most 40 characters; an alias of the model for callers."""
     namespace: Label | None = None
     """Null: the one that the command is run for."""

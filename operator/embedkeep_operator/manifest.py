@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from embedkeep.errors import InvalidConfig
 from embedkeep_operator.api import API_VERSION, KIND, EmbeddingCache, Metadata
 from embedkeep_operator.crd import Json, structural
+from embedkeep_operator.patterns import IN_WORDS
 
 MAX_BYTES: Final = 1 << 20
 """The API server takes no larger object either."""
@@ -259,9 +260,11 @@ def _from_pydantic(error: Exception, data: object) -> Iterator[Problem]:
         if item["type"] == "missing":
             yield Problem(path=path, message="is missing")
         elif (value := _value_at(data, path)) is not None:
+            pattern = item.get("ctx", {}).get("pattern", "")
             message = (
-                item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            )
+                f"must be {IN_WORDS[pattern]}" if pattern in IN_WORDS
+                else item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            )  # fmt: skip
             boolean = isinstance(value, bool) and item["type"] in {"enum", "literal_error"}
             hint = "; without quotes YAML reads Off and On as booleans: quote it" if boolean else ""
             shown = "" if _is_mapping(value) else f", got {_shown(value)}"

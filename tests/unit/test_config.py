@@ -94,14 +94,14 @@ def test_a_source_survives_being_written_and_read(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"name": None}, "name: Input should be a valid string, got None"),
-        ({"l1_bytes": -1}, "l1_bytes: Input should be greater than or equal to 0, got -1"),
-        ({"grpc": {"port": 65536}}, "grpc.port: Input should be less than or equal to 65535, got"),
+        ({"name": None}, "name: must be a valid string, got None"),
+        ({"l1_bytes": -1}, "l1_bytes: must be greater than or equal to 0, got -1"),
+        ({"grpc": {"port": 65536}}, "grpc.port: must be less than or equal to 65535, got"),
         ({"embedder": {}}, "embedder.address: Field required"),
-        ({"valkey": {"port": 0}}, "valkey.port: Input should be greater than or equal to 1, got 0"),
-        ({"model": {"name": "m", "max_tokens": 0}}, "model.max_tokens: Input should be greater"),
+        ({"valkey": {"port": 0}}, "valkey.port: must be greater than or equal to 1, got 0"),
+        ({"model": {"name": "m", "max_tokens": 0}}, "model.max_tokens: must be greater"),
         ({"model": {"name": "m", "source": {"path": 5}}}, "model.source.path: Input is not a"),
-        ({"model": {"name": "m", "source": {"package": 5}}}, "model.source.package: Input should"),
+        ({"model": {"name": "m", "source": {"package": 5}}}, "model.source.package: must"),
         (
             {"cluster_secret_file": "s", "tenants": [{"name": "A_b", "api_key_file": "k"}]},
             "tenants.0.name: String should match",
@@ -135,6 +135,7 @@ def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
         "l1_bytes",
         "drain_s",
     }
+    assert all(line.startswith(f"{file}: ") for line in str(refused.value).splitlines())
 
 
 @pytest.mark.parametrize("text", ["", "{", "name: docs", "\udcff"])
@@ -147,7 +148,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_json_that_is_no_object_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match=r"\(file\): Input should be a valid dictionary"):
+    with pytest.raises(InvalidConfig, match=r"node\.json: must hold a JSON object$"):
         load(NodeConfig, written(tmp_path, []))
 
 
@@ -166,7 +167,7 @@ def test_a_config_cannot_be_changed_after_it_was_read() -> None:
 def test_an_embedder_refuses_a_backend_that_does_not_exist(tmp_path: Path) -> None:
     file = written(tmp_path, {"model": {"name": "m"}, "backend": "abacus"})
 
-    with pytest.raises(InvalidConfig, match="backend: Input should be 'onnx' or 'torch', got"):
+    with pytest.raises(InvalidConfig, match="backend: must be 'onnx' or 'torch', got"):
         load(EmbedderConfig, file)
 
 

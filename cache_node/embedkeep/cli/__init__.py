@@ -12,6 +12,7 @@ operator's side needs no import from here.
 
 import importlib
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -125,10 +126,14 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command, and exit: 0 done, 1 failed, 2 wrong usage or not built, 130 interrupted.
 
+    Interrupted before this began, the process ends by the signal, which shells report as 130 too.
+
     Args:
         arguments: None: the process's own.
     """
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see embedkeep.__main__
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         cli.main(arguments, prog_name="embedkeep", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)

@@ -1,5 +1,5 @@
 """`python -m embedkeep.cli` is `embedkeep`."""
 
-from embedkeep.cli import main
+from embedkeep.__main__ import main
 
 main()
