@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -23,6 +24,20 @@ def test_the_make_targets_that_a_page_names_exist(page: Path) -> None:
     named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", page.read_text(), re.MULTILINE))
 
     assert named <= targets
+
+
+def test_pages_name_the_quickstarts_port_and_no_other_on_this_machine() -> None:
+    """Somebody who follows a page must find the cache that another page started."""
+    port = yaml.safe_load((ROOT / "examples/quickstart.yaml").read_text())["spec"]["nodes"]["ports"]
+
+    named = [
+        found
+        for page in PAGES
+        for found in re.findall(r"(?:127\.0\.0\.1|localhost):(\d+)", page.read_text())
+    ]
+
+    assert len(named) > 3
+    assert {*named} == {str(port["grpc"])}
 
 
 def test_nothing_names_where_packages_come_from() -> None:
