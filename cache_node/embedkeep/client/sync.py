@@ -198,7 +198,7 @@ class Client:
             while True:
                 due = exchange.due(clock())
                 if len(due) == 1 and not flying and exchange.rest_s(clock()) is None:
-                    # The usual call is one request; a future would cost it about 0.1 ms more.
+                    # The usual call is one request: it needs no future, which costs a thread's hop.
                     self._call(exchange, due[0], metadata)
                     continue
                 for transmit in due:

@@ -19,7 +19,7 @@ from embedkeep.embedder.lanes import Lane, Lanes, Queued
 from embedkeep.errors import EmbedderUnavailable, EmbedKeepError, Internal
 
 PIECE_CHARACTERS: Final = 4096
-"""Read at once, where single texts are not longer. About 1 ms of MiniLM's tokenizer."""
+"""Read at once, where single texts are not longer: few enough to keep nobody waiting."""
 
 LONG_CHARACTERS: Final = 16384
 """A text beyond this is read on the other thread."""
