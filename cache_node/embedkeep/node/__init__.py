@@ -4,7 +4,8 @@ What lives here, from the edge inwards:
 
 - `main`, `service`: the process and the wire (gRPC in, gRPC out).
 - `tenants`, `admission`: who calls, and how much of them may wait.
-- `cache`: the path of one request through the tiers; the module to read first.
+- `cache`, `exchange`: the path of one request through the tiers, and what is asked and answered;
+  the module to read first.
 - `flights`: one computation for many callers.
 - `arena`, `eviction`: L1, the node's memory.
 - `tier`, `connection`, `breaker`: the Valkey beside the node.
