@@ -151,7 +151,7 @@ class ValkeyTier:
         done.add_done_callback(self._written)
 
     async def delete(self, keys: Sequence[Key]) -> None:
-        """Delete *keys*, after all writes before it, and share what else is to be shared.
+        """Delete *keys*, after all writes before it.
 
         Raises:
             Unavailable: Not known to be done.
@@ -159,7 +159,6 @@ class ValkeyTier:
         replies = await self._run([("DEL", *keys)])
         if isinstance(reply := replies[0], hiredis.HiredisError):
             raise Unavailable(f"Valkey did not delete: {reply}")
-        await self._shared.sync(self._run)
 
     async def share(self) -> None:
         """Sync now, and see it done.
