@@ -242,3 +242,28 @@ def from_wire(
     if issubclass(cls, Retryable):
         return cls(message, retry_after_s=retry_after_s)
     return cls(message)
+
+
+def from_call(
+    code: grpc.StatusCode, trailers: Mapping[str, str | bytes], message: str
+) -> EmbedKeepError:
+    """The error of a call that failed, as the class it had at the peer.
+
+    Args:
+        trailers: The call's trailing metadata: REASON_KEY and RETRY_KEY are looked for.
+    """
+    return from_wire(
+        int(code.value[0]),
+        str(trailers.get(REASON_KEY, "")),
+        message,
+        retry_after_s=_pushback_s(trailers.get(RETRY_KEY)),
+    )
+
+
+def _pushback_s(value: str | bytes | None) -> float | None:
+    """Seconds from the peer's milliseconds; None where it says none, or says not to retry."""
+    try:
+        milliseconds = int(value) if value is not None else -1
+    except ValueError:
+        return None
+    return milliseconds / 1000 if milliseconds >= 0 else None

@@ -133,13 +133,6 @@ def test_a_partition_hangs_on_name_and_secret_and_not_on_api_keys(tmp_path: Path
     assert keys(before)["ann"] != keys(before)["bob"]
 
 
-def test_a_partition_is_found_by_its_tag(tmp_path: Path) -> None:
-    tenants = open_tenants(a_config(tmp_path, ann="a1", bob="b1"))
-
-    assert [tenants.by_tag(each.tag) for each in tenants.partitions] == [*tenants.partitions]
-    assert tenants.by_tag(b"none") is None
-
-
 def test_two_tenants_with_one_key_are_refused(tmp_path: Path) -> None:
     """Which of the two a call is would be a matter of luck."""
     config = a_config(tmp_path, ann="a1\nshared\n", bob="shared")

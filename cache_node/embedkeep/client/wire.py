@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from embedkeep.client.options import Ask, Priority
 from embedkeep.client.results import CacheInfo, Source, Tier
 from embedkeep.errors import (
-    REASON_KEY,
-    RETRY_KEY,
     EmbedKeepError,
     InvalidInput,
     InvalidResponse,
+    from_call,
     from_wire,
 )
 from embedkeep.v1 import cache_pb2
@@ -174,23 +173,9 @@ def error_of(error: grpc.RpcError, *, target: str) -> EmbedKeepError:
         trailing = dict(error.trailing_metadata() or ())
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
         code = grpc.StatusCode.INVALID_ARGUMENT
-    ours = from_wire(
-        int(code.value[0]),
-        str(trailing.get(REASON_KEY, "")),
-        f"{target}: {details or code.name}",
-        retry_after_s=_pushback_s(trailing.get(RETRY_KEY)),
-    )
+    ours = from_call(code, trailing, f"{target}: {details or code.name}")
     ours.__cause__ = error
     return ours
-
-
-def _pushback_s(value: str | bytes | None) -> float | None:
-    """Seconds from the peer's milliseconds; None where it says none, or says not to retry."""
-    try:
-        milliseconds = int(value) if value is not None else -1
-    except ValueError:
-        return None
-    return milliseconds / 1000 if milliseconds >= 0 else None
 
 
 def _rows_of(response: cache_pb2.EmbedResponse, count: int) -> NDArray[np.float32]:

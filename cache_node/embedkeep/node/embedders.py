@@ -17,13 +17,13 @@ from embedkeep import tls
 from embedkeep.channels import AsyncLines, Lines, lent
 from embedkeep.config import EmbedderTarget
 from embedkeep.errors import (
-    REASON_KEY,
-    RETRY_KEY,
     EmbedderUnavailable,
     EmbedKeepError,
     InvalidResponse,
     ModelDrift,
+    Retryable,
     Unavailable,
+    from_call,
     from_wire,
 )
 from embedkeep.node.space import Space, drift, from_description
@@ -260,16 +260,8 @@ def outcomes(
 
 def _ours(error: grpc.aio.AioRpcError) -> EmbedKeepError:
     """A failed call to the embedder, as one of our errors."""
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416 - no dict
     message = error.details() or error.code().name
-    pushback = trailers.get(RETRY_KEY)
-    retry_after_s = int(pushback) / 1000 if pushback and str(pushback).isdecimal() else None
-    known = from_wire(
-        int(error.code().value[0]),
-        str(trailers.get(REASON_KEY, "")),
-        message,
-        retry_after_s=retry_after_s,
-    )
+    known = from_call(error.code(), dict(error.trailing_metadata() or ()), message)
     gone = (
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -278,5 +270,6 @@ def _ours(error: grpc.aio.AioRpcError) -> EmbedKeepError:
         grpc.StatusCode.INTERNAL,
     )
     if isinstance(known, Unavailable) or error.code() in gone:
-        return EmbedderUnavailable(f"no embedder answers: {message}", retry_after_s=retry_after_s)
+        after_s = known.retry_after_s if isinstance(known, Retryable) else None
+        return EmbedderUnavailable(f"no embedder answers: {message}", retry_after_s=after_s)
     return known

@@ -73,7 +73,6 @@ class Tenants:
         versions: tuple[object, ...],
     ) -> None:
         self.partitions = tuple(partitions)
-        self._by_tag = {partition.tag: partition for partition in partitions}
         self._keys = keys
         self._config = config
         self._versions = versions
@@ -82,10 +81,6 @@ class Tenants:
     def required(self) -> bool:
         """Calls need an API key."""
         return bool(self._config.tenants)
-
-    def by_tag(self, tag: bytes) -> Partition | None:
-        """The partition whose keys carry *tag*."""
-        return self._by_tag.get(tag)
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Partition:
         """Whose call this is, by ``authorization: Bearer KEY`` or ``x-api-key: KEY``.
