@@ -73,7 +73,7 @@ class FollowedCredentials:
         clock: Monotonic seconds.
 
     Raises:
-        InvalidConfig: As for `channel_credentials`.
+        InvalidConfig: As for `channel_credentials`, or a file is not what it should be.
     """
 
     def __init__(self, tls: ClientTls, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,6 +86,8 @@ class FollowedCredentials:
         except OSError:
             self._seen = ()  # reading says which
         self._newest = channel_credentials(tls)
+        if (misfit := _misfit(tls)) is not None:
+            raise misfit
         self._look_at = clock() + LOOK_EVERY_S
 
     def newest(self) -> grpc.ChannelCredentials:
@@ -106,13 +108,13 @@ class FollowedCredentials:
         try:
             if (versions := _versions(self._files)) == self._seen:
                 return
-            renewed, fit = channel_credentials(self._tls), _fit(self._tls)
+            renewed, misfit = channel_credentials(self._tls), _misfit(self._tls)
             if versions != _versions(self._files):
                 return  # they are being written: the next look finds them whole
         except (OSError, InvalidConfig):
             return
         self._seen = versions  # also of bad ones: they are read once, and not for each look
-        if fit:
+        if misfit is None:
             self._newest = renewed
 
 
@@ -134,8 +136,8 @@ def _versions(files: Iterable[Path | None]) -> Versions:
     return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in found)
 
 
-def _fit(tls: ClientTls) -> bool:
-    """All files are PEM, and the key is the certificate's.
+def _misfit(tls: ClientTls) -> InvalidConfig | None:
+    """Why the files cannot be used: no PEM, or a key that is not the certificate's. None: they can.
 
     gRPC itself would only make a channel whose calls all fail.
     """
@@ -145,12 +147,18 @@ def _fit(tls: ClientTls) -> bool:
     try:
         if tls.ca_file is not None:
             context.load_verify_locations(tls.ca_file)
+    except ssl.SSLError:
+        return InvalidConfig(f"{tls.ca_file} holds no certificate in PEM", field="tls.ca_file")
+    try:
         if tls.cert_file is not None:
             # Without a password it would ask for one at the terminal.
             context.load_cert_chain(tls.cert_file, tls.key_file, password="")
     except ssl.SSLError:
-        return False
-    return True
+        return InvalidConfig(
+            f"{tls.cert_file} and {tls.key_file} are no certificate and its key in PEM",
+            field="tls.cert_file",
+        )
+    return None
 
 
 def _read(file: Path, field: str) -> bytes:

@@ -45,6 +45,20 @@ def test_a_clients_missing_file_is_named(tmp_path: Path, field: str) -> None:
     assert refused.value.field == f"tls.{field}"
 
 
+@pytest.mark.parametrize("field", ["ca_file", "cert_file"])
+def test_a_file_that_is_no_certificate_is_named_before_any_call(tmp_path: Path, field: str) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue()
+    files = {"ca_file": authority.ca_file, "cert_file": pair.cert_file, "key_file": pair.key_file}
+    files[field] = tmp_path / "hostname"
+    files[field].write_text("a machine's name\n")
+
+    with pytest.raises(InvalidConfig, match="hostname") as refused:
+        FollowedCredentials(ClientTls.model_validate(files))
+
+    assert refused.value.field == f"tls.{field}"
+
+
 @pytest.mark.parametrize("field", ["cert_file", "key_file"])
 def test_a_certificate_without_its_key_is_refused(tmp_path: Path, field: str) -> None:
     """Such a client would show nothing, and be refused for it without a reason."""

@@ -46,7 +46,12 @@ class Metrics:
             "Device time that the answers from a cache had cost when they were computed.",
             registry=registry,
         )
-        self.entries = Gauge("embedkeep_entries", "Entries held.", ["tier"], registry=registry)
+        self.entries = Gauge(
+            "embedkeep_entries",
+            "Entries held; in Valkey all its keys, with up to three of the nodes' own.",
+            ["tier"],
+            registry=registry,
+        )
         self.bytes = Gauge("embedkeep_bytes", "Memory used.", ["tier"], registry=registry)
         self.evictions = Counter(
             "embedkeep_evictions", "Entries dropped for room.", ["tier"], registry=registry
