@@ -122,6 +122,47 @@ class ValkeyTarget(_Frozen):
     """First pause after a failure, seconds; doubles up to 16 times this."""
 
 
+class Member(_Frozen):
+    """One node among several and the Valkey beside it, as the others reach them."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    address: Annotated[str, Field(min_length=1)]
+    """gRPC target of the node, for its peers."""
+    valkey_host: Annotated[str, Field(min_length=1)]
+    """As the Valkey Cluster announces it, by address or host name: with the port it tells whose a
+    slot is."""
+    valkey_port: Annotated[int, Field(ge=1, le=65535)]
+
+
+class Cluster(_Frozen):
+    """The nodes of a cache that has several, each beside one primary of a Valkey Cluster."""
+
+    name: str
+    """This node's own, among the members."""
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=128)]
+    """All of them, this one too. Credentials, timeouts and ttl in `valkey` hold for each Valkey."""
+    tls: ClientTls | None = None
+    """How nodes reach their peers. None: plain text."""
+    first_sign_s: Annotated[float, Field(gt=0)] = 0.02
+    """Longest wait for the owner of a missing key to say that it has taken the work, seconds; then
+    this node computes itself. Some healthy round trips, and little beside a computation."""
+    silence_s: Annotated[float, Field(gt=0)] = 0.25
+    """An owner that has taken work and is silent for so long has died, seconds. It gives a sign of
+    life five times as often."""
+
+    @model_validator(mode="after")
+    def _members_can_be_told_apart(self) -> Self:
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"members: each name once; got {', '.join(names)}")
+        if self.name not in names:
+            raise ValueError(f"name: must be one of members: {', '.join(names)}; got {self.name}")
+        valkeys = [f"{member.valkey_host}:{member.valkey_port}" for member in self.members]
+        if len(set(valkeys)) < len(valkeys):
+            raise ValueError(f"members: each with a Valkey of its own; got {', '.join(valkeys)}")
+        return self
+
+
 class EmbedderTarget(_Frozen):
     """Where a node finds embedders."""
 
@@ -177,10 +218,12 @@ class NodeConfig(_Frozen):
     embedder: EmbedderTarget
     valkey: ValkeyTarget | None = None
     """None: L1 only."""
+    cluster: Cluster | None = None
+    """None: this node and its Valkey are alone."""
     l1_bytes: Annotated[int, Field(ge=0)] = 256 << 20
     """Arena for vectors; 0: no L1."""
     cluster_secret_file: Path | None = None
-    """At least 16 bytes, the same on all nodes; needed with tenants."""
+    """At least 16 bytes, the same on all nodes; needed with tenants, and among several members."""
     tenants: tuple[Tenant, ...] = ()
     """Empty: everybody may call, and all share one partition."""
     limits: Limits = Field(default_factory=Limits)
@@ -192,12 +235,17 @@ class NodeConfig(_Frozen):
     """Written once listening: {"grpc": port, "metrics": port}. None: ports are only logged."""
 
     @model_validator(mode="after")
-    def _tenants_need_a_secret(self) -> Self:
+    def _parts_fit(self) -> Self:
         names = [tenant.name for tenant in self.tenants]
         if len(set(names)) < len(names):
             raise ValueError(f"tenants: each name once; got {', '.join(names)}")
         if self.tenants and self.cluster_secret_file is None:
             raise ValueError("cluster_secret_file: needed, because tenants are given")
+        if self.cluster is not None and self.valkey is None:
+            raise ValueError("valkey: needed, because cluster is given")
+        several = self.cluster is not None and len(self.cluster.members) > 1
+        if several and self.cluster_secret_file is None:
+            raise ValueError("cluster_secret_file: needed, because cluster has several members")
         return self
 
 

@@ -25,6 +25,20 @@ LEAST: dict[str, Json] = {
 }
 
 
+def members(*names: str, **fields: Json) -> list[Json]:
+    """Members of these names, each with a Valkey of its own unless *fields* say otherwise."""
+    return [
+        {
+            "name": name,
+            "address": f"{name}:50051",
+            "valkey_host": "127.0.0.1",
+            "valkey_port": 7000 + at,
+            **fields,
+        }
+        for at, name in enumerate(names)
+    ]
+
+
 def written(folder: Path, data: Json) -> Path:
     file = folder / "node.json"
     file.write_text(json.dumps(data))
@@ -47,6 +61,7 @@ def test_what_was_read_is_what_was_written(tmp_path: Path) -> None:
         | {
             "model": {"name": "m", "source": {"package": "acme"}, "prompts": {"query": "q: "}},
             "valkey": {"port": 6379, "tls": {"ca_file": "/ca.pem"}},
+            "cluster": {"name": "n1", "members": members("n0", "n1"), "tls": {"ca_file": "/ca"}},
             "tls": {"cert_file": "/c.pem", "key_file": "/k.pem"},
             "cluster_secret_file": "/secret",
             "tenants": [{"name": "a", "api_key_file": "/a"}],
@@ -110,6 +125,31 @@ def test_a_source_survives_being_written_and_read(
         (
             {"cluster_secret_file": "s", "tenants": [{"name": "a", "api_key_file": "k"}] * 2},
             "tenants: each name once; got a, a",
+        ),
+        ({"cluster": {"name": "n0", "members": []}}, "cluster.members: Tuple should have at least"),
+        (
+            {"cluster": {"name": "n2", "members": members("n0", "n1")}},
+            "cluster: name: must be one of members: n0, n1; got n2",
+        ),
+        (
+            {"cluster": {"name": "n0", "members": members("n0", "n0")}},
+            "cluster: members: each name once; got n0, n0",
+        ),
+        (
+            {"cluster": {"name": "n0", "members": members("n0", "n1", valkey_port=7000)}},
+            "cluster: members: each with a Valkey of its own; got 127.0.0.1:7000, 127.0.0.1:7000",
+        ),
+        (
+            {"cluster": {"name": "n0", "members": members("n0", address="")}},
+            "cluster.members.0.address: String should have at least 1 character",
+        ),
+        (
+            {"cluster": {"name": "n0", "members": members("n0")}},
+            "valkey: needed, because cluster is given",
+        ),
+        (
+            {"valkey": {"port": 1}, "cluster": {"name": "n0", "members": members("n0", "n1")}},
+            "cluster_secret_file: needed, because cluster has several members",
         ),
     ],
 )

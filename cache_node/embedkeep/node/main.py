@@ -7,7 +7,7 @@ import time
 import grpc
 
 from embedkeep.config import NodeConfig
-from embedkeep.errors import Unavailable
+from embedkeep.errors import NotBuilt, Unavailable
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.embedders import Embedders
@@ -33,6 +33,8 @@ def main(config: NodeConfig) -> None:
 
 async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
     """Serve until *stop* is set, then drain. Health says SERVING once there is a space to serve."""
+    if config.cluster is not None and len(config.cluster.members) > 1:
+        raise NotBuilt("cluster.members: several are not built yet; give one")
     metrics = Metrics()
     tenants = open_tenants(config)
 
