@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 
 from embedkeep.config import Batching
+from embedkeep.embedder.answering import LANES
 from embedkeep.embedder.backends import Backend, Tokens, Vectors
 from embedkeep.embedder.device import DeviceThread
 from embedkeep.embedder.lanes import Lane
@@ -25,14 +26,6 @@ from embedkeep.errors import EmbedderUnavailable, EmbedKeepError, Internal
 from embedkeep.v1.embedder_pb2 import Purpose
 
 log = structlog.stdlib.get_logger()
-
-LANES: Final = {
-    Purpose.PURPOSE_UNSPECIFIED: Lane.DEMAND,
-    Purpose.PURPOSE_DEMAND: Lane.DEMAND,
-    Purpose.PURPOSE_BULK: Lane.BULK,
-    Purpose.PURPOSE_WARM: Lane.BACKGROUND,
-    Purpose.PURPOSE_SHADOW: Lane.BACKGROUND,
-}
 
 _INLINE_CHARACTERS: Final = 2048
 """Texts up to this are cut into tokens on the loop, at once: a thread would gain nothing."""
@@ -49,6 +42,16 @@ class Computed:
     """0 where the time is booked to another who waited for the same; see `Row.payer`."""
     errors: dict[int, EmbedKeepError] = field(default_factory=dict)
     """By row."""
+
+    @property
+    def token_counts(self) -> list[int]:
+        """Of each text, as far as the model read it."""
+        return [len(tokens.ids) for tokens in self.tokens]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Rows whose text was longer than the model reads."""
+        return [row for row, tokens in enumerate(self.tokens) if tokens.truncated]
 
 
 @dataclass(slots=True, eq=False)

@@ -140,6 +140,10 @@ class Lanes(Generic[T]):
         self._queues[entry.lane].drop(entry)
         return True
 
+    def waits(self, lane: Lane) -> bool:
+        """Whether *lane* has an entry."""
+        return bool(self._queues[lane])
+
     def turn(self, now_s: float) -> Lane | None:
         """The lane to `take` from now; None: nothing waits. Counts as a turn."""
         waiting = [lane for lane in Lane if self._queues[lane]]

@@ -10,9 +10,10 @@ from typing import Final
 from embedkeep.config import Backend as BackendName
 from embedkeep.config import EmbedderConfig
 from embedkeep.embedder import folder, source
+from embedkeep.embedder.answering import SERVICE
 from embedkeep.embedder.backends import Backend
 from embedkeep.embedder.metrics import EmbedderMetrics
-from embedkeep.embedder.service import SERVICE, EmbedderService
+from embedkeep.embedder.service import EmbedderService
 from embedkeep.errors import EmbedKeepError, InvalidConfig
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import embedder_pb2_grpc

@@ -1,7 +1,8 @@
 """Who is computed next, and how many at once. Pure: no I/O, no clock, no threads.
 
-A batch holds one lane only (see `embedkeep.embedder.lanes`), and as much of it as the cost model
-expects to fit the lane's target time, or a single input.
+A batch holds one lane only (see `embedkeep.embedder.lanes`), and as much of it as should fit the
+lane's target time, or a single input. What fits is said by a `Cost`: measured, for a device
+(`CostModel`); a provider's limits, for an upstream.
 
 Equal inputs of one flow that wait at the same time are one row: computed once, in the most urgent
 lane of those who wait for it, for all of them.
@@ -9,7 +10,7 @@ lane of those who wait for it, for all of them.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from embedkeep.config import Batching
 from embedkeep.embedder.lanes import Lane, Lanes, Queued
@@ -65,6 +66,18 @@ class Row(Generic[T]):
     def tokens(self) -> int:
         """Of the input."""
         return self.payer.tokens
+
+
+class Cost(Protocol):
+    """What batches cost."""
+
+    def seconds(self, tokens: int) -> float:
+        """What a batch of *tokens* should take."""
+        ...
+
+    def tokens_within(self, seconds: float) -> int:
+        """The largest batch that should end within *seconds*."""
+        ...
 
 
 class CostModel:
@@ -135,7 +148,7 @@ class Schedule(Generic[T]):
     Places are reserved first, so that texts still being cut into tokens count as queued.
     """
 
-    def __init__(self, limits: Batching, cost: CostModel) -> None:
+    def __init__(self, limits: Batching, cost: Cost) -> None:
         self._limits = limits
         self._cost = cost
         self._lanes: Lanes[Row[T]] = Lanes(quantum=QUANTUM_TOKENS, max_wait_s=limits.max_wait_s)
@@ -232,10 +245,18 @@ class Schedule(Generic[T]):
         self.held -= dropped
         return dropped
 
-    def take(self, now_s: float) -> list[Row[T]]:
-        """The next batch, shortest inputs first; empty: nothing waits."""
-        lane = self._lanes.turn(now_s)
-        if lane is None:
+    def waits(self, lane: Lane) -> bool:
+        """Whether an input of *lane* waits."""
+        return self._lanes.waits(lane)
+
+    def take(self, now_s: float, *, only: Lane | None = None) -> list[Row[T]]:
+        """The next batch, shortest inputs first; empty: nothing waits.
+
+        Args:
+            only: Of this lane, whoever's turn it is. None: of the lane whose turn it is.
+        """
+        lane = self._lanes.turn(now_s) if only is None else only
+        if lane is None or not self.waits(lane):
             return []
         target = (
             self._limits.demand_target_s

@@ -1,7 +1,6 @@
 """The gRPC service embedkeep.v1.Embedder, around any backend."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,44 +12,39 @@ import structlog
 
 from embedkeep.config import Batching, ModelSpec
 from embedkeep.embedder import canaries
+from embedkeep.embedder.answering import Answering
 from embedkeep.embedder.backends import About, Backend
-from embedkeep.embedder.batcher import LANES, Batcher, Computed, Engine, compute
+from embedkeep.embedder.batcher import Batcher, Computed, Engine, compute
 from embedkeep.embedder.device import DeviceThread
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.schedule import CostModel
-from embedkeep.errors import (
-    DeadlineExceeded,
-    EmbedderUnavailable,
-    EmbedKeepError,
-    InvalidInput,
-    InvalidRequest,
-    ModelDrift,
-    Unavailable,
-    code_of,
-)
-from embedkeep.refusal import Context, refuse
+from embedkeep.errors import EmbedderUnavailable
 from embedkeep.v1 import embedder_pb2 as pb
-from embedkeep.v1 import embedder_pb2_grpc
+from embedkeep.v1.embedder_pb2 import Purpose
 
 log = structlog.stdlib.get_logger()
 
-SERVICE: Final = pb.DESCRIPTOR.services_by_name["Embedder"].full_name
-
-_ROW_OVERHEAD_BYTES: Final = 64
-"""Of an answer, an input, beside its vector: tokens, time, perhaps an error's text."""
 _WARM_COPIES: Final = (1, 4)
 """Copies of all canaries in a batch, batch after batch, before the first request."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    about: About
-    canaries: bytes
+class _Warm:
+    """A model that was run."""
+
+    described: pb.DescribeResponse
     batcher: Batcher
     task: asyncio.Task[None]
 
+    async def compute(
+        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time_s: float | None
+    ) -> Computed:
+        """See `embedkeep.embedder.answering.Computer`."""
+        del time_s  # a device has no pauses: who has left by then is taken out of the queue
+        return await self.batcher.embed(texts, purpose=purpose, flow=flow)
 
-class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
+
+class EmbedderService(Answering):
     """Answers UNAVAILABLE until `start` has returned.
 
     Any `Backend` will do, one that counts or waits as well as a real one::
@@ -80,15 +74,16 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         max_message_bytes: int = 64 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.instance = os.urandom(16)
-        """Tells this embedder's answers from those of any other."""
+        super().__init__(
+            limits or Batching(),
+            max_message_bytes=max_message_bytes,
+            waits_for="the model is being loaded",
+        )
         self._model = model
-        self._limits = limits or Batching()
         self._metrics = metrics or EmbedderMetrics()
-        self._max_message_bytes = max_message_bytes
         self._clock = clock
         self._device = DeviceThread("device")
-        self._ready: _Ready | None = None
+        self._warm: _Warm | None = None
 
     async def start(self, open_backend: Callable[[], Backend]) -> None:
         """Load the model on the device's thread and run it until it is warm.
@@ -110,7 +105,9 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         )
         self._metrics.loaded(backend.about)
         task = asyncio.create_task(batcher.run(), name="batcher")
-        self._ready = _Ready(backend.about, alone, batcher, task)
+        self.computer = self._warm = _Warm(
+            _described(self._model, backend.about, alone), batcher, task
+        )
         log.info(
             "model loaded",
             model=self._model.name,
@@ -125,138 +122,40 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         Raises:
             EmbedderUnavailable: The device broke.
         """
-        if self._ready is None:
+        if self._warm is None:
             raise RuntimeError("broken() before start()")
-        await asyncio.shield(self._ready.task)
+        await asyncio.shield(self._warm.task)
         raise EmbedderUnavailable("the batcher ended")
 
     def ended(self, *, within_s: float) -> bool:
         """Whether the model's threads end in that time after `close`; see `DeviceThread.ended`."""
         ends_s = time.monotonic() + within_s
-        if self._ready is not None and not self._ready.batcher.ended(within_s=within_s):
+        if self._warm is not None and not self._warm.batcher.ended(within_s=within_s):
             return False
         return self._device.ended(within_s=max(0.0, ends_s - time.monotonic()))
 
     async def close(self) -> None:
         """Stop; calls that still wait are refused."""
-        if self._ready is not None:
-            self._ready.task.cancel()
-            await asyncio.wait([self._ready.task])
+        if self._warm is not None:
+            self._warm.task.cancel()
+            await asyncio.wait([self._warm.task])
         self._device.close()
 
-    async def Embed(self, request: pb.ComputeRequest, context: Context) -> pb.ComputeResponse:  # noqa: N802  # the name is the wire's
-        """Compute the vectors of a request."""
-        try:
-            return await self._embed(request, context.time_remaining())
-        except EmbedKeepError as error:
-            await refuse(context, error)
 
-    async def Describe(  # noqa: N802  # as above
-        self,
-        request: pb.DescribeRequest,  # noqa: ARG002  # has no fields
-        context: Context,
-    ) -> pb.DescribeResponse:
-        """Say what is computed here."""
-        try:
-            ready = self._loaded()
-        except EmbedKeepError as error:
-            await refuse(context, error)
-        about = ready.about
-        return pb.DescribeResponse(
-            fingerprint=about.fingerprint,
-            model=self._model.name,
-            revision=self._model.revision or "",
-            dimensions=about.dimensions,
-            max_tokens=about.max_tokens,
-            normalized=about.normalized,
-            backend=about.backend,
-            device=about.device,
-            dtype=about.dtype,
-            max_inputs=self._max_inputs(about),
-            canaries=ready.canaries,
-            min_canary_cosine=canaries.MIN_COSINE[about.dtype],
-            instance=self.instance,
-        )
-
-    def _loaded(self) -> _Ready:
-        if self._ready is None:
-            raise Unavailable("the model is being loaded", retry_after_s=1.0)
-        return self._ready
-
-    def _max_inputs(self, about: About) -> int:
-        fitting = self._max_message_bytes // (4 * about.dimensions + _ROW_OVERHEAD_BYTES)
-        return max(1, min(self._limits.max_request_inputs, fitting))
-
-    async def _embed(self, request: pb.ComputeRequest, time_s: float | None) -> pb.ComputeResponse:
-        ready = self._loaded()
-        self._check(request, ready.about)
-        texts = list(request.inputs)
-        asked = [index for index, text in enumerate(texts) if text]
-        if not asked:
-            return self._answer(request, asked, None, ready.about)
-        try:
-            async with asyncio.timeout(time_s):
-                computed = await ready.batcher.embed(
-                    [texts[index] for index in asked], purpose=request.purpose, flow=request.flow
-                )
-        except TimeoutError as error:
-            raise DeadlineExceeded("the caller's time was up") from error
-        return self._answer(request, asked, computed, ready.about)
-
-    def _check(self, request: pb.ComputeRequest, about: About) -> None:
-        if request.fingerprint and request.fingerprint != about.fingerprint:
-            raise ModelDrift(
-                f"this embedder's fingerprint is {about.fingerprint}, not {request.fingerprint}"
-            )
-        count, most = len(request.inputs), self._max_inputs(about)
-        if not 1 <= count <= most:
-            raise InvalidRequest(f"a request has 1 to {most} inputs, got {count}")
-        if request.purpose not in LANES:
-            raise InvalidRequest(f"purpose {request.purpose} is unknown here")
-
-    def _answer(
-        self,
-        request: pb.ComputeRequest,
-        asked: Sequence[int],
-        computed: Computed | None,
-        about: About,
-    ) -> pb.ComputeResponse:
-        """Put the rows that were computed between those that were not asked for."""
-        count = len(request.inputs)
-        if computed is not None and len(asked) == count:
-            vectors = computed.vectors
-        else:
-            vectors = np.full((count, about.dimensions), np.nan, np.float32)
-        tokens, device_ns, truncated = [0] * count, [0] * count, []
-        errors: dict[int, EmbedKeepError] = {
-            index: InvalidInput("the text is empty", index=index)
-            for index, text in enumerate(request.inputs)
-            if not text
-        }
-        if computed is not None:
-            if vectors is not computed.vectors:
-                vectors[list(asked)] = computed.vectors
-            for row, index in enumerate(asked):
-                tokens[index] = len(computed.tokens[row].ids)
-                device_ns[index] = computed.device_ns[row]
-                if computed.tokens[row].truncated:
-                    truncated.append(index)
-            errors |= {asked[row]: error for row, error in computed.errors.items()}
-        return pb.ComputeResponse(
-            vectors=vectors.astype("<f4", copy=False).tobytes(),
-            dimensions=about.dimensions,
-            tokens=tokens,
-            device_ns=device_ns,
-            truncated=truncated,
-            errors=[
-                pb.ComputeError(
-                    index=index, code=code_of(error), reason=error.reason, message=str(error)
-                )
-                for index, error in sorted(errors.items())
-            ],
-            fingerprint=about.fingerprint,
-            instance=self.instance,
-        )
+def _described(model: ModelSpec, about: About, alone: bytes) -> pb.DescribeResponse:
+    return pb.DescribeResponse(
+        fingerprint=about.fingerprint,
+        model=model.name,
+        revision=model.revision or "",
+        dimensions=about.dimensions,
+        max_tokens=about.max_tokens,
+        normalized=about.normalized,
+        backend=about.backend,
+        device=about.device,
+        dtype=about.dtype,
+        canaries=alone,
+        min_canary_cosine=canaries.MIN_COSINE[about.dtype],
+    )
 
 
 def _run_canaries(backend: Backend, rows: Sequence[Sequence[int]]) -> bytes:

@@ -1,0 +1,217 @@
+"""The wire side of an embedder, whatever computes behind it: checks requests, lays out answers.
+
+A model that runs here (`embedkeep.embedder.service`) and somebody else's
+(`embedkeep.embedder.upstream`) are served through it alike.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+
+from embedkeep.config import Batching
+from embedkeep.embedder.backends import Vectors
+from embedkeep.embedder.lanes import Lane
+from embedkeep.errors import (
+    DeadlineExceeded,
+    EmbedKeepError,
+    InvalidInput,
+    InvalidRequest,
+    ModelDrift,
+    Unavailable,
+    code_of,
+)
+from embedkeep.refusal import Context, refuse
+from embedkeep.v1 import embedder_pb2 as pb
+from embedkeep.v1 import embedder_pb2_grpc
+from embedkeep.v1.embedder_pb2 import Purpose
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Embedder"].full_name
+
+LANES: Final = {
+    Purpose.PURPOSE_UNSPECIFIED: Lane.DEMAND,
+    Purpose.PURPOSE_DEMAND: Lane.DEMAND,
+    Purpose.PURPOSE_BULK: Lane.BULK,
+    Purpose.PURPOSE_WARM: Lane.BACKGROUND,
+    Purpose.PURPOSE_SHADOW: Lane.BACKGROUND,
+}
+
+_ROW_OVERHEAD_BYTES: Final = 64
+"""Of an answer, an input, beside its vector: tokens, time, perhaps an error's text."""
+
+
+class Answered(Protocol):
+    """What became of the texts of one call, a row each."""
+
+    @property
+    def vectors(self) -> Vectors:
+        """Shape (texts, dimensions); NaN where a row failed."""
+        ...
+
+    @property
+    def token_counts(self) -> Sequence[int]:
+        """Of each text, as far as the model read it; 0: not known."""
+        ...
+
+    @property
+    def truncated(self) -> Sequence[int]:
+        """Rows whose text was longer than the model reads."""
+        ...
+
+    @property
+    def device_ns(self) -> Sequence[int]:
+        """What each row has cost."""
+        ...
+
+    @property
+    def errors(self) -> Mapping[int, EmbedKeepError]:
+        """By row."""
+        ...
+
+
+class Computer(Protocol):
+    """A model that can be asked."""
+
+    @property
+    def described(self) -> pb.DescribeResponse:
+        """What it computes; instance and max_inputs are filled in here."""
+        ...
+
+    async def compute(
+        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time_s: float | None
+    ) -> Answered:
+        """Compute *texts*, each not empty; failures of single ones stand in the answer.
+
+        Args:
+            time_s: How long the caller waits, seconds. None: for ever. Whoever calls this leaves
+                then; a computer may refuse sooner what cannot be done by then.
+
+        Raises:
+            EmbedKeepError: Nothing could be computed.
+        """
+        ...
+
+
+class Answering(embedder_pb2_grpc.EmbedderServicer):
+    """Answers UNAVAILABLE until there is a computer.
+
+    Args:
+        limits: Of a request.
+        max_message_bytes: Requests are refused whose answer could be larger.
+        waits_for: What is not there yet, for people.
+    """
+
+    def __init__(self, limits: Batching, *, max_message_bytes: int, waits_for: str) -> None:
+        self.instance = os.urandom(16)
+        """Tells this embedder's answers from those of any other."""
+        self.computer: Computer | None = None
+        """Set by the owner, once it can be asked."""
+        self.waits_for = waits_for
+        self._limits = limits
+        self._max_message_bytes = max_message_bytes
+
+    async def Embed(self, request: pb.ComputeRequest, context: Context) -> pb.ComputeResponse:  # noqa: N802  # the name is the wire's
+        """Compute the vectors of a request."""
+        try:
+            return await self._embed(request, context.time_remaining())
+        except EmbedKeepError as error:
+            await refuse(context, error)
+
+    async def Describe(  # noqa: N802  # as above
+        self,
+        request: pb.DescribeRequest,  # noqa: ARG002  # has no fields
+        context: Context,
+    ) -> pb.DescribeResponse:
+        """Say what is computed here."""
+        try:
+            described = self._there().described
+        except EmbedKeepError as error:
+            await refuse(context, error)
+        answer = pb.DescribeResponse(max_inputs=self._max_inputs(described), instance=self.instance)
+        answer.MergeFrom(described)
+        return answer
+
+    def _there(self) -> Computer:
+        if self.computer is None:
+            raise Unavailable(self.waits_for, retry_after_s=1.0)
+        return self.computer
+
+    def _max_inputs(self, described: pb.DescribeResponse) -> int:
+        fitting = self._max_message_bytes // (4 * described.dimensions + _ROW_OVERHEAD_BYTES)
+        return max(1, min(self._limits.max_request_inputs, fitting))
+
+    async def _embed(self, request: pb.ComputeRequest, time_s: float | None) -> pb.ComputeResponse:
+        computer = self._there()
+        self._check(request, computer.described)
+        texts = list(request.inputs)
+        asked = [index for index, text in enumerate(texts) if text]
+        if not asked:
+            return self._answer(request, asked, None, computer.described)
+        try:
+            async with asyncio.timeout(time_s):
+                computed = await computer.compute(
+                    [texts[index] for index in asked],
+                    purpose=request.purpose,
+                    flow=request.flow,
+                    time_s=time_s,
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("the caller's time was up") from error
+        return self._answer(request, asked, computed, computer.described)
+
+    def _check(self, request: pb.ComputeRequest, described: pb.DescribeResponse) -> None:
+        if request.fingerprint and request.fingerprint != described.fingerprint:
+            raise ModelDrift(
+                f"this embedder's fingerprint is {described.fingerprint}, not {request.fingerprint}"
+            )
+        count, most = len(request.inputs), self._max_inputs(described)
+        if not 1 <= count <= most:
+            raise InvalidRequest(f"a request has 1 to {most} inputs, got {count}")
+        if request.purpose not in LANES:
+            raise InvalidRequest(f"purpose {request.purpose} is unknown here")
+
+    def _answer(
+        self,
+        request: pb.ComputeRequest,
+        asked: Sequence[int],
+        computed: Answered | None,
+        described: pb.DescribeResponse,
+    ) -> pb.ComputeResponse:
+        """Put the rows that were computed between those that were not asked for."""
+        count = len(request.inputs)
+        if computed is not None and len(asked) == count:
+            vectors = computed.vectors
+        else:
+            vectors = np.full((count, described.dimensions), np.nan, np.float32)
+        tokens, device_ns, truncated = [0] * count, [0] * count, []
+        errors: dict[int, EmbedKeepError] = {
+            index: InvalidInput("the text is empty", index=index)
+            for index, text in enumerate(request.inputs)
+            if not text
+        }
+        if computed is not None:
+            if vectors is not computed.vectors:
+                vectors[list(asked)] = computed.vectors
+            for index, counted, spent in zip(
+                asked, computed.token_counts, computed.device_ns, strict=True
+            ):
+                tokens[index], device_ns[index] = counted, spent
+            truncated = [asked[row] for row in computed.truncated]
+            errors |= {asked[row]: error for row, error in computed.errors.items()}
+        return pb.ComputeResponse(
+            vectors=vectors.astype("<f4", copy=False).tobytes(),
+            dimensions=described.dimensions,
+            tokens=tokens,
+            device_ns=device_ns,
+            truncated=truncated,
+            errors=[
+                pb.ComputeError(
+                    index=index, code=code_of(error), reason=error.reason, message=str(error)
+                )
+                for index, error in sorted(errors.items())
+            ],
+            fingerprint=described.fingerprint,
+            instance=self.instance,
+        )
