@@ -199,6 +199,12 @@ class Limits(_Frozen):
     """Requests in flight on one EmbedStream; then the node reads no further."""
     default_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """For calls that come without a deadline."""
+    import_sample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Part of each imported batch that is computed to compare: cheap beside computing all, and of a
+    batch of 2,048 enough that one with 1 wrong row in 5 passes once in a hundred times; see
+    docs/decisions.md."""
+    import_sample_min: Annotated[int, Field(ge=1)] = 4
+    """Rows of a batch that are computed at least, where it has as many."""
 
 
 class NodeConfig(_Frozen):
@@ -226,6 +232,9 @@ class NodeConfig(_Frozen):
     """At least 16 bytes, the same on all nodes; needed with tenants, and among several members."""
     tenants: tuple[Tenant, ...] = ()
     """Empty: everybody may call, and all share one partition."""
+    imports: bool = False
+    """Callers may bring vectors that the model has returned elsewhere. Off: none are taken, and
+    those taken before are not answered."""
     limits: Limits = Field(default_factory=Limits)
     drain_s: Annotated[float, Field(ge=0)] = 20.0
     """How long calls in flight may finish after SIGTERM, seconds."""

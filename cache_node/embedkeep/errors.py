@@ -3,6 +3,7 @@
 EmbedKeepError
 ├── InvalidRequest          the caller must change the request; never retried
 │   ├── InvalidInput        one text is at fault; carries its index
+│   │   └── InvalidVector   one given vector is not what the model returns for its text
 │   ├── UnknownModel        no such model or alias here
 │   ├── Unauthenticated     no API key, or one that no tenant has
 │   └── NotBuilt            valid, but this version does not do it yet
@@ -55,6 +56,12 @@ class InvalidInput(InvalidRequest):
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class InvalidVector(InvalidInput):
+    """A vector that was to be imported is not what the model returns for its text."""
+
+    reason = "InvalidVector"
 
 
 class UnknownModel(InvalidRequest):
@@ -181,6 +188,7 @@ CODES: Mapping[type[EmbedKeepError], grpc.StatusCode] = MappingProxyType(
     {
         InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
         InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+        InvalidVector: grpc.StatusCode.INVALID_ARGUMENT,
         UnknownModel: grpc.StatusCode.NOT_FOUND,
         Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
         NotBuilt: grpc.StatusCode.UNIMPLEMENTED,

@@ -8,7 +8,7 @@
     3       1     dtype, 0: float32
     4       4     dimensions
     8       4     tokens, as the model counted them
-    12      4     flags, bit 0: the text was longer than the model reads
+    12      4     flags, bit 0: the text was longer than the model reads; bit 1: imported
     16      8     device time that the vector has cost, ns
     24      4     when it was computed, Unix time in seconds; 0: not known
     28      4     CRC32 over key, header up to here, vector
@@ -31,6 +31,7 @@ from embedkeep.keys import Key
 _FLOAT32: Final = 0
 HEADER_BYTES: Final = 32
 FLAG_TRUNCATED: Final = 1
+FLAG_IMPORTED: Final = 2
 
 _MAGIC = b"EK"
 _VERSION = 1
@@ -59,11 +60,18 @@ class Entry:
     """What computing it has kept the device busy: what each hit saves."""
     born_s: int = 0
     """When it was computed, Unix time in seconds: what its life is counted from. 0: not known."""
+    imported: bool = False
+    """A caller brought it: the model has returned it elsewhere, as far as a sample could tell."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of its record, without the key."""
         return HEADER_BYTES + self.vector.nbytes
+
+    @property
+    def flags(self) -> int:
+        """What is said of it in one bit each: FLAG_TRUNCATED, FLAG_IMPORTED."""
+        return FLAG_TRUNCATED * self.truncated | FLAG_IMPORTED * self.imported
 
 
 def encode(key: Key, entry: Entry) -> bytes:
@@ -75,7 +83,7 @@ def encode(key: Key, entry: Entry) -> bytes:
         _FLOAT32,
         len(vector) // 4,
         entry.tokens,
-        FLAG_TRUNCATED if entry.truncated else 0,
+        entry.flags,
         entry.device_ns,
         entry.born_s,
     )
@@ -105,6 +113,7 @@ def decode(key: Key, record: bytes, *, dimensions: int) -> Entry:
         truncated=bool(flags & FLAG_TRUNCATED),
         device_ns=device_ns,
         born_s=born_s,
+        imported=bool(flags & FLAG_IMPORTED),
     )
 
 

@@ -191,6 +191,10 @@ class Security(Part):
         ),
     ] = ()
     """Empty: everybody may call, and all share one partition."""
+    imports: bool = False
+    """Callers may import vectors that the model has returned elsewhere, for their own tenant; each
+    batch is checked against the model by a sample, and hits on them are marked. Off: none are
+    taken, and those taken before are not answered, since only a sample speaks for them."""
 
     rules = (each_name_once("tenants"),)
 

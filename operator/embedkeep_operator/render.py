@@ -105,6 +105,7 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
             )
             for tenant in security.tenants
         ),
+        imports=security.imports,
         drain_s=place.drain_s,
         announce_file=place.announce_file,
     )

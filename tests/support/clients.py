@@ -8,8 +8,8 @@ from typing import Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep import AsyncClient, CacheInfo, Client, ClientStats, Embedded
-from embedkeep.client.options import ClientOptions, EmbedOptions
+from embedkeep import AsyncClient, CacheInfo, Client, ClientStats, Embedded, Imported
+from embedkeep.client.options import ClientOptions, EmbedOptions, ImportOptions
 
 
 class Threaded:
@@ -33,6 +33,11 @@ class Threaded:
 
     async def invalidate_all(self) -> int:
         return await asyncio.to_thread(self.client.invalidate_all)
+
+    async def import_pairs(
+        self, texts: Sequence[str], vectors: NDArray[np.float32], **how: Unpack[ImportOptions]
+    ) -> Imported:
+        return await asyncio.to_thread(lambda: self.client.import_pairs(texts, vectors, **how))
 
     async def info(self) -> CacheInfo:
         return await asyncio.to_thread(self.client.info)

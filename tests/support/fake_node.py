@@ -60,6 +60,7 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     requests: list[cache_pb2.EmbedRequest] = field(default_factory=list)
     invalidated: list[cache_pb2.InvalidateRequest] = field(default_factory=list)
+    imports: list[cache_pb2.ImportRequest] = field(default_factory=list)
     infos: int = 0
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     in_flight: int = 0
@@ -92,6 +93,14 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
         self._admit(context)
         self.infos += 1
         return self.described()
+
+    def Import(  # noqa: N802
+        self, request: cache_pb2.ImportRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.ImportResponse:
+        """Take all but the bad texts."""
+        self._admit(context)
+        self.imports.append(request)
+        return self.took(request)
 
     def Invalidate(  # noqa: N802
         self, request: cache_pb2.InvalidateRequest, context: grpc.ServicerContext
@@ -133,7 +142,7 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
             version="0", model=f"org/{self.model}", aliases=["docs", "docs:query"],
             prompts=["query"], fingerprint=self.model, dimensions=self.dimensions, max_tokens=256,
             epoch=self.epoch, max_inputs=self.max_inputs, max_input_bytes=self.max_input_bytes,
-            max_message_bytes=self.max_message_bytes,
+            max_message_bytes=self.max_message_bytes, imports=True, min_cosine=0.9999,
             tiers=[cache_pb2.Tier(name="valkey", serving=False, message="paused")],
         )  # fmt: skip
 
@@ -164,6 +173,20 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
         if self.spoil is not None:
             self.spoil(response)
         return response
+
+    def took(self, request: cache_pb2.ImportRequest) -> cache_pb2.ImportResponse:
+        """What Import answers."""
+        verdicts = enumerate(map(self._verdict, request.inputs))
+        errors = [
+            cache_pb2.InputError(index=index, code=status, reason=reason, message="planted")
+            for index, (status, reason) in verdicts
+            if status
+        ]
+        count = len(request.inputs)
+        return cache_pb2.ImportResponse(
+            errors=errors, stored=0 if errors else count, sampled=1, worst_cosine=0.99995,
+            fingerprint=self.model, epoch=self.epoch,
+        )  # fmt: skip
 
     def _verdict(self, text: str) -> tuple[int, str]:
         if text not in self.bad_texts:

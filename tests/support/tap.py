@@ -48,6 +48,8 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
     broken: set[str] = field(default_factory=set)
     """Texts that the model cannot embed."""
     overloaded: bool = False
+    steady: bool = False
+    """The same text gets the same bits each time, as from a real model on one device."""
     calls: list[Call] = field(default_factory=list)
     computed: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     """All vectors ever returned for each text."""
@@ -69,7 +71,7 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
 
     def vector(self, text: str) -> bytes:
         """The next computation's vector."""
-        self.count += 1
+        self.count += not self.steady
         digest = hashlib.sha256(text.encode()).digest()
         seed = hashlib.sha256(self.instance + digest).digest()
         a, b = struct.unpack_from("<HH", digest)

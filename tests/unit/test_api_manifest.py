@@ -49,7 +49,7 @@ def test_an_unknown_field_is_answered_with_the_nearest_one() -> None:
 def test_an_unknown_field_like_no_other_is_answered_with_all() -> None:
     (line,) = said(GOOD + "  security: {xyzzy: 1}\n")
 
-    assert line.endswith("there is no such field; there are tenants, tls")
+    assert line.endswith("there is no such field; there are imports, tenants, tls")
 
 
 def test_everything_wrong_is_said_at_once_in_the_order_of_the_file() -> None:

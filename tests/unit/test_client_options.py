@@ -12,6 +12,8 @@ from embedkeep.client.options import (
     CacheControl,
     ClientOptions,
     EmbedOptions,
+    ImportAsk,
+    ImportOptions,
     NearCache,
     Options,
     Retries,
@@ -20,8 +22,8 @@ from embedkeep.errors import InvalidConfig, InvalidInput, InvalidRequest
 
 PUBLIC = [
     "AsyncClient", "CacheControl", "CacheInfo", "Client", "ClientStats", "ClientTls",
-    "EmbedKeepError", "Embedded", "Encoding", "Fallback", "InputFailed", "NearCache", "Options",
-    "Priority", "Retries", "Source", "Tier",
+    "EmbedKeepError", "Embedded", "Encoding", "Fallback", "Imported", "InputFailed", "NearCache",
+    "Options", "Priority", "Retries", "Source", "Tier",
 ]  # fmt: skip
 """What services import. Taking a name away breaks them."""
 
@@ -37,7 +39,10 @@ def test_a_name_that_is_not_there_is_missed_as_usual() -> None:
         _ = embedkeep.Nothing  # type: ignore[attr-defined]  # the point
 
 
-@pytest.mark.parametrize(("keywords", "options"), [(ClientOptions, Options), (EmbedOptions, Ask)])
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [(ClientOptions, Options), (EmbedOptions, Ask), (ImportOptions, ImportAsk)],
+)
 def test_keywords_are_the_fields_of_the_options(keywords: type, options: type) -> None:
     assert {field.name for field in fields(options)} == keywords.__annotations__.keys()
 

@@ -15,8 +15,15 @@ from embedkeep.channels import CLOSED, AsyncLines, Lines, lent
 from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Response, Transmit
-from embedkeep.client.options import Ask, ClientOptions, EmbedOptions, Options
-from embedkeep.client.results import CacheInfo, ClientStats, Embedded
+from embedkeep.client.options import (
+    Ask,
+    ClientOptions,
+    EmbedOptions,
+    ImportAsk,
+    ImportOptions,
+    Options,
+)
+from embedkeep.client.results import CacheInfo, ClientStats, Embedded, Imported
 from embedkeep.client.wire import error_of
 from embedkeep.errors import Unavailable
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
@@ -78,6 +85,14 @@ class AsyncClient:
     ) -> int:
         """Forget all of the caller's entries; as `Client.invalidate_all`."""
         return await self._invalidate(None, Ask(model=model, timeout_s=timeout_s))
+
+    async def import_pairs(
+        self, texts: Sequence[str], vectors: NDArray[np.float32], **how: Unpack[ImportOptions]
+    ) -> Imported:
+        """Have the cache keep *vectors* of *texts*; as `Client.import_pairs`."""
+        exchange = self._core.importing(texts, vectors, ImportAsk(**how))
+        await self._drive(exchange)
+        return exchange.result()
 
     async def info(self, *, timeout_s: float | None = None) -> CacheInfo:
         """What the cache serves; as `Client.info`."""
@@ -184,6 +199,8 @@ class AsyncClient:
         async with lent(self._lines) as stub:
             if isinstance(request, cache_pb2.EmbedRequest):
                 return await stub.Embed(request, timeout=timeout_s, metadata=metadata)
+            if isinstance(request, cache_pb2.ImportRequest):
+                return await stub.Import(request, timeout=timeout_s, metadata=metadata)
             if isinstance(request, cache_pb2.InfoRequest):
                 return await stub.Info(request, timeout=timeout_s, metadata=metadata)
             return await stub.Invalidate(request, timeout=timeout_s, metadata=metadata)

@@ -20,8 +20,9 @@ from embedkeep.client.exchange import (
     InvalidateExchange,
     Patience,
 )
+from embedkeep.client.importing import ImportExchange
 from embedkeep.client.near import NearStore
-from embedkeep.client.options import Ask, Options
+from embedkeep.client.options import Ask, ImportAsk, Options
 from embedkeep.client.results import ClientStats
 from embedkeep.client.splitting import PartLimits, split
 from embedkeep.errors import InvalidConfig, InvalidResponse
@@ -95,14 +96,7 @@ class Core:
             batch,
             ask,
             patience=self._patience(timeout_s),
-            setting=Setting(
-                learned=self._learned,
-                near=self._near,
-                encoding=self.options.encoding,
-                parallel=self.options.parallel,
-                has_fallback=fallback is not None,
-                caller=self.caller(),
-            ),
+            setting=self._setting(),
             errors=errors,
         )
 
@@ -162,6 +156,26 @@ class Core:
             patience, requests, caller=self.caller(), window=self.options.parallel
         )
 
+    def importing(
+        self, texts: Sequence[str], vectors: NDArray[np.float32], ask: ImportAsk
+    ) -> ImportExchange:
+        """A call of `import_pairs`.
+
+        Raises:
+            InvalidRequest: No texts, or columns that do not fit them.
+            InvalidInput: A text that no request can carry.
+        """
+        batch, errors = check(texts)
+        if errors:
+            raise errors[min(errors)]
+        return ImportExchange(
+            batch,
+            vectors,
+            ask,
+            patience=self._patience(ask.timeout_s or self.options.timeout_s),
+            setting=self._setting(),
+        )
+
     def forget_near(self, exchange: InvalidateExchange) -> None:
         """Empty the near cache after an invalidation, also one that is not known to be done."""
         if self._near is not None:
@@ -185,6 +199,16 @@ class Core:
     def stats(self) -> ClientStats:
         """What was booked so far."""
         return self._stats
+
+    def _setting(self) -> Setting:
+        return Setting(
+            learned=self._learned,
+            near=self._near,
+            encoding=self.options.encoding,
+            parallel=self.options.parallel,
+            has_fallback=self.options.fallback is not None,
+            caller=self.caller(),
+        )
 
     def _patience(self, timeout_s: float) -> Patience:
         return Patience(

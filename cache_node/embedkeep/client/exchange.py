@@ -26,9 +26,19 @@ from embedkeep.errors import (
 )
 from embedkeep.v1 import cache_pb2
 
-Request = cache_pb2.EmbedRequest | cache_pb2.InfoRequest | cache_pb2.InvalidateRequest
+Request = (
+    cache_pb2.EmbedRequest
+    | cache_pb2.ImportRequest
+    | cache_pb2.InfoRequest
+    | cache_pb2.InvalidateRequest
+)
 Metadata = tuple[tuple[str, str], ...]
-Response = cache_pb2.EmbedResponse | cache_pb2.InfoResponse | cache_pb2.InvalidateResponse
+Response = (
+    cache_pb2.EmbedResponse
+    | cache_pb2.ImportResponse
+    | cache_pb2.InfoResponse
+    | cache_pb2.InvalidateResponse
+)
 ResponseT = TypeVar("ResponseT", bound=Response)
 
 

@@ -25,6 +25,7 @@ class Gathered:
         self._sources = [Source.NONE] * count
         self._tokens = [0] * count
         self._truncated: set[int] = set()
+        self._imported: set[int] = set()
         self._saved_device_s = 0.0
         self._spent_device_s = 0.0
 
@@ -46,6 +47,8 @@ class Gathered:
             self._tokens[index] = row.tokens
             if row.truncated:
                 self._truncated.add(index)
+            if row.imported:
+                self._imported.add(index)
 
     def put_answer(self, inputs: Sequence[int], answer: Answer) -> None:
         """What a node said about *inputs*; its failed rows are the caller's business.
@@ -67,6 +70,8 @@ class Gathered:
             self._tokens[index] = answer.tokens[place]
             if place in answer.truncated:
                 self._truncated.add(index)
+            if place in answer.imported:
+                self._imported.add(index)
 
     def put_fallback(self, inputs: Sequence[int], rows: NDArray[np.float32]) -> None:
         """Rows from the fallback.
@@ -91,6 +96,7 @@ class Gathered:
                         vector=self._vectors[index].tobytes(),
                         tokens=self._tokens[index],
                         truncated=index in self._truncated,
+                        imported=index in self._imported,
                     ),
                 )
 
@@ -104,6 +110,7 @@ class Gathered:
             sources=tuple(self._sources),
             tokens=tuple(self._tokens),
             truncated=tuple(sorted(self._truncated)),
+            imported=tuple(sorted(self._imported)),
             failed=tuple(
                 InputFailed(index=index, error=at_index(self.errors[index], index))
                 for index in sorted(self.errors)

@@ -36,6 +36,7 @@ class NearRow:
     """float32, little-endian."""
     tokens: int
     truncated: bool
+    imported: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,6 +207,49 @@ class EmbedOptions(TypedDict, total=False):
     timeout_s: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportAsk:
+    """How one call wants its pairs imported.
+
+    Raises:
+        InvalidRequest: A number is out of range.
+    """
+
+    model: str | None = None
+    """As in `Ask`."""
+    prompt: str | None = None
+    """As in `Ask`: what stood before the texts when they were embedded."""
+    tokens: Sequence[int] | None = None
+    """One a text, as the model counted them. None: not known; answers then say 0."""
+    truncated: Sequence[int] = ()
+    """Indices of texts known to be longer than the model reads."""
+    fingerprint: str | None = None
+    """Refused where the cache's model is another. None: whatever it is, the sample decides."""
+    overwrite: bool = False
+    """Replace what is cached already. Other nodes' memories may answer what they hold still."""
+    dry_run: bool = False
+    """Check only."""
+    timeout_s: float | None = None
+    """Longest call, seconds, with all its parts and retries. None: the client's."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise InvalidRequest(f"timeout_s is {self.timeout_s}; more than 0, or None")
+
+
+class ImportOptions(TypedDict, total=False):
+    """Keywords of `import_pairs`; `ImportAsk` says what they mean."""
+
+    model: str | None
+    prompt: str | None
+    tokens: Sequence[int] | None
+    truncated: Sequence[int]
+    fingerprint: str | None
+    overwrite: bool
+    dry_run: bool
+    timeout_s: float | None
+
+
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise InvalidConfig(f"must be more than 0, got {value}", field=name)

@@ -51,6 +51,9 @@ class Embedded:
     """One a row, as the model counted them, after truncation; 0 for failed and fallback rows."""
     truncated: tuple[int, ...]
     """Indices of inputs longer than the model reads, ascending."""
+    imported: tuple[int, ...] = ()
+    """Indices of rows that were brought by an import, ascending: the model has returned them
+    elsewhere, as far as a sample can tell."""
     failed: tuple[InputFailed, ...]
     """By ascending index."""
     fingerprint: str
@@ -86,6 +89,26 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What became of the pairs of one call."""
+
+    stored: int
+    """Acknowledged by the cache; of a dry run: would be."""
+    present: int
+    """Left alone: cached already, or a repeat within a request."""
+    withdrawn: int
+    """Invalidated while they were being taken in, so not kept."""
+    sampled: int
+    """Computed by the model, to compare."""
+    worst_cosine: float
+    """Between what was given and what was computed; 1 where nothing was."""
+    spent_device_s: float
+    """What the sample has cost, seconds."""
+    fingerprint: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
     """How one tier of the node that answered is doing."""
 
@@ -116,6 +139,10 @@ class CacheInfo:
     """UTF-8."""
     max_message_bytes: int
     tiers: tuple[Tier, ...]
+    imports: bool
+    """`import_pairs` is allowed."""
+    min_cosine: float
+    """Below it two vectors of one text are not the same model's. 0: not known yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,15 @@ from embedkeep.channels import CLOSED, Line, Lines
 from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Request, Response, Transmit
-from embedkeep.client.options import Ask, ClientOptions, EmbedOptions, Options
-from embedkeep.client.results import CacheInfo, ClientStats, Embedded
+from embedkeep.client.options import (
+    Ask,
+    ClientOptions,
+    EmbedOptions,
+    ImportAsk,
+    ImportOptions,
+    Options,
+)
+from embedkeep.client.results import CacheInfo, ClientStats, Embedded, Imported
 from embedkeep.client.wire import error_of
 from embedkeep.errors import Unavailable
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
@@ -124,6 +131,31 @@ class Client:
             EmbedKeepError: It is not known to be done.
         """
         return self._invalidate(None, Ask(model=model, timeout_s=timeout_s))
+
+    def import_pairs(
+        self, texts: Sequence[str], vectors: NDArray[np.float32], **how: Unpack[ImportOptions]
+    ) -> Imported:
+        """Have the cache keep *vectors* that the model has returned for *texts* elsewhere.
+
+        Each request's rows are checked by the node: by themselves, and against the model by a
+        random sample. Where one is refused, nothing of its request is kept; of a longer call,
+        which is cut into requests, others may be.
+
+        Args:
+            texts: Exactly as they were embedded, without their prompt.
+            vectors: Shape [n, d], float32: the model's full output, not cut or scaled.
+            **how: See `ImportAsk`.
+
+        Raises:
+            InvalidRequest: Shapes do not fit, or the cache takes no imports.
+            InvalidInput: A text that the model does not take; carries its index.
+            InvalidVector: A vector that is not what the model returns; carries its index.
+            ModelDrift: The cache's model is not the one asked for.
+            EmbedKeepError: Not all is known to be stored; the same call again finds what is.
+        """
+        exchange = self._core.importing(texts, vectors, ImportAsk(**how))
+        self._drive(exchange)
+        return exchange.result()
 
     def info(self, *, timeout_s: float | None = None) -> CacheInfo:
         """What the cache serves, and how the node that answers is doing.
@@ -283,6 +315,8 @@ def _dial(
 def _method(stub: cache_pb2_grpc.EmbeddingCacheStub, request: Request) -> _Method:
     if isinstance(request, cache_pb2.EmbedRequest):
         return cast("_Method", stub.Embed)
+    if isinstance(request, cache_pb2.ImportRequest):
+        return cast("_Method", stub.Import)
     if isinstance(request, cache_pb2.InfoRequest):
         return cast("_Method", stub.Info)
     return cast("_Method", stub.Invalidate)

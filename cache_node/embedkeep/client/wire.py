@@ -22,7 +22,7 @@ from embedkeep.v1 import cache_pb2
 from embedkeep.views import Encoding
 
 ROW_OVERHEAD_BYTES: Final = 32
-"""What a row adds to an answer beside its vector: source, status, tokens, truncated, at most."""
+"""What a row adds to an answer beside its vector: source, status, tokens, truncated, imported."""
 INPUT_OVERHEAD_BYTES: Final = 6
 """What an input adds to a request beside its UTF-8: tag and length, at most."""
 
@@ -69,6 +69,7 @@ class Answer:
     sources: tuple[Source, ...]
     tokens: tuple[int, ...]
     truncated: frozenset[int]
+    imported: frozenset[int]
     errors: Mapping[int, EmbedKeepError]
     """By position in the request."""
     fingerprint: str
@@ -117,14 +118,16 @@ def answer_of(response: cache_pb2.EmbedResponse, *, count: int, ask: Ask) -> Ans
     # A failed row is NaN throughout, so its first component tells.
     blank = {int(index) for index in np.flatnonzero(np.isnan(rows[:, :1]).any(axis=1))}
     _expect(blank <= errors.keys(), f"NaN in rows {sorted(blank - errors.keys())}, which are OK")
-    truncated = frozenset(response.truncated)
+    truncated, imported = frozenset(response.truncated), frozenset(response.imported)
     _expect(all(index < count for index in truncated), "a truncated index out of range")
+    _expect(all(index < count for index in imported), "an imported index out of range")
     _expect(all(source in _SOURCES for source in response.sources), "an unknown source")
     return Answer(
         rows=rows,
         sources=tuple(_SOURCES[source] for source in response.sources),
         tokens=tuple(response.tokens),
         truncated=truncated,
+        imported=imported,
         errors=errors,
         fingerprint=response.fingerprint,
         epoch=response.epoch,
@@ -157,6 +160,8 @@ def info_of(response: cache_pb2.InfoResponse) -> CacheInfo:
             Tier(name=tier.name, serving=tier.serving, message=tier.message)
             for tier in response.tiers
         ),
+        imports=response.imports,
+        min_cosine=response.min_cosine,
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedkeep.keys import Key
 from embedkeep.node.eviction import S3Fifo, tenant_to_evict
-from embedkeep.records import Entry
+from embedkeep.records import FLAG_IMPORTED, FLAG_TRUNCATED, Entry
 
 OVERHEAD_BYTES: Final = 768
 """Of an entry beside its vector: key, dictionaries, the policy's notes. Measured with tracemalloc
@@ -32,6 +32,8 @@ class Hits:
     tokens: list[int]
     truncated: list[int]
     """Positions of entries whose text the model did not read to its end."""
+    imported: list[int]
+    """Positions of entries that a caller brought."""
     device_ns: int
     """What all of them had cost."""
 
@@ -62,7 +64,7 @@ class Arena:
         # Not touched before it is used, so that the kernel gives memory as entries come.
         self._vectors = np.empty((self.capacity, dimensions), np.float32)
         self._tokens = np.empty(self.capacity, np.uint32)
-        self._truncated = np.empty(self.capacity, np.bool_)
+        self._flags = np.empty(self.capacity, np.uint8)
         self._device_ns = np.empty(self.capacity, np.uint64)
         self._born_s = np.empty(self.capacity, np.uint32)
         self._ttl_s = ttl_s
@@ -76,6 +78,10 @@ class Arena:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def __contains__(self, key: Key) -> bool:
+        """It is held; no hit is counted, and its life is not looked at."""
+        return key in self._slots
 
     def find(self, keys: Sequence[Key], tenant: bytes, *, now_s: int = 0) -> list[int]:
         """Slot of each key, or MISSING; counts as a hit. Good until anything is stored.
@@ -95,10 +101,12 @@ class Arena:
     def read(self, slots: Sequence[int]) -> Hits:
         """A copy of what lies in *slots*."""
         at = np.asarray(slots, np.intp)
+        flags = self._flags[at]
         return Hits(
             vectors=self._vectors[at],
             tokens=self._tokens[at].tolist(),
-            truncated=np.flatnonzero(self._truncated[at]).tolist(),
+            truncated=np.flatnonzero(flags & FLAG_TRUNCATED).tolist(),
+            imported=np.flatnonzero(flags & FLAG_IMPORTED).tolist(),
             device_ns=int(self._device_ns[at].sum()),
         )
 
@@ -115,7 +123,7 @@ class Arena:
             self._policies[tenant].insert(slot, key)
         self._vectors[slot] = entry.vector
         self._tokens[slot] = entry.tokens
-        self._truncated[slot] = entry.truncated
+        self._flags[slot] = entry.flags
         self._device_ns[slot] = entry.device_ns
         self._born_s[slot] = entry.born_s
 

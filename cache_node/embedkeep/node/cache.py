@@ -5,8 +5,10 @@ input is answered by the first that has it, in its own row, bit for bit as the e
 it, or with an error of its own. Nothing here knows gRPC.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -26,6 +28,7 @@ from embedkeep.node.arena import MISSING, Arena
 from embedkeep.node.embedders import Embedders, Outcome, Work
 from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.flights import Flights, Origin, Trip
+from embedkeep.node.imports import Landings
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
@@ -83,11 +86,14 @@ class Cache:
         self._limits = config.limits
         self._l1_bytes = config.l1_bytes
         self._ttl_s = config.valkey.ttl_s if config.valkey is not None else None
+        self._imports = config.imports
         self._clock_ms = clock_ms
         self._admission = Admission(config.limits.max_pending_inputs, what="inputs")
         self._flights = Flights("trip")
         # A caller that wants a fresh vector must not be given one that was on its way before.
         self._fresh = Flights("fresh trip")
+        self.landings = Landings()
+        """What imports are about to store."""
         self._arena: Arena | None = None
         self.tier: ValkeyTier | None = None
         """Set once by the owner, before the first request; None: no Valkey."""
@@ -143,7 +149,7 @@ class Cache:
             EmbedderUnavailable: Nothing is served yet.
             Unavailable: Valkey was not told; this node has forgotten.
         """
-        space, _ = self._serving()
+        space = self.serving()
         make = tenant.keys(fingerprint=space.fingerprint, prompt=prompt).key
         keys = {make(text) for text in texts}
         self._drop(keys)
@@ -168,8 +174,66 @@ class Cache:
         """Drop what L1 holds of a partition, and withdraw what is on its way."""
         if self._arena is not None:
             self._arena.remove_tenant(tenant.tag)
-        for flights in (self._flights, self._fresh):
-            flights.withdraw(lambda key: key[TAG_BYTES : 2 * TAG_BYTES] == tenant.tag)
+        self._withdraw(lambda key: key[TAG_BYTES : 2 * TAG_BYTES] == tenant.tag)
+
+    def serving(self) -> Space:
+        """Whose vectors are held.
+
+        Raises:
+            EmbedderUnavailable: No embedder was seen yet.
+        """
+        return self._serving()[0]
+
+    async def present(self, keys: Sequence[Key], space: Space) -> set[Key]:
+        """Those of *keys* that are cached, as far as can be told in time."""
+        found = {key for key in keys if self._arena is not None and key in self._arena}
+        rest = [key for key in keys if key not in found]
+        for key, entry in zip(rest, await self._read(rest, space), strict=True):
+            if entry is not None:
+                found.add(key)
+        return found
+
+    async def store(
+        self, entries: Mapping[Key, Entry], tenant: Partition, *, overwrite: bool
+    ) -> int:
+        """Keep entries that were brought: in Valkey, or in L1 where there is none.
+
+        Returns:
+            How many: without *overwrite*, what somebody else has stored meanwhile stays.
+
+        Raises:
+            Unavailable: Valkey has not acknowledged all of them.
+            Overloaded: Valkey is too far behind; some may be stored.
+        """
+        if overwrite:
+            self._drop(entries.keys())
+        try:
+            if self.tier is not None:
+                return await self.tier.store(entries, overwrite=overwrite)
+        finally:
+            if overwrite:  # a request that came meanwhile may have read the old one
+                self._drop(entries.keys())
+        for key, entry in entries.items():
+            self._put(key, entry, tenant)
+        return len(entries)
+
+    async def compute(self, work: Work, space: Space, *, urgency: Urgency) -> Sequence[Outcome]:
+        """Have texts embedded, if there is room to wait for it; one outcome each, in order.
+
+        Raises:
+            Overloaded: Too much waits already.
+            EmbedKeepError: See `Embedders.compute`.
+        """
+        count = len(work.texts)
+        try:
+            self._admission.enter(work.flow, count, urgency)
+        except Overloaded:
+            self._metrics.refused.inc(count)
+            raise
+        try:
+            return await self._embedders.compute(work, space)
+        finally:
+            self._admission.leave(work.flow, count, urgency)
 
     def _serving(self) -> tuple[Space, Arena]:
         if self.space is None or self._arena is None:
@@ -212,11 +276,7 @@ class Cache:
         Nothing is kept in L1: no flight carries these keys, so an invalidation that comes
         meanwhile could not withdraw them.
         """
-        entries: list[Entry | None] = [None] * len(missing)
-        if self.tier is not None:
-            entries = await self.tier.read(
-                list(missing), dimensions=asked.space.dimensions, timeout_s=wait_s
-            )
+        entries = await self._read(list(missing), asked.space, timeout_s=wait_s)
         for indices, entry in zip(missing.values(), entries, strict=True):
             for index in indices:
                 if entry is None:
@@ -252,9 +312,8 @@ class Cache:
     async def _carry(self, asked: _Asked, trip: Trip) -> None:
         """Land the flights of one trip: from Valkey, then from an embedder."""
         flights = trip.flights
-        if self.tier is not None and not asked.request.fresh:
-            keys = [flight.key for flight in flights]
-            entries = await self.tier.read(keys, dimensions=asked.space.dimensions)
+        if not asked.request.fresh:
+            entries = await self._read([flight.key for flight in flights], asked.space)
             for flight, entry in zip(flights, entries, strict=True):
                 if entry is not None:
                     if flight.store:
@@ -263,7 +322,13 @@ class Cache:
             flights = [flight for flight in flights if not flight.landed]
         if not flights:
             return
-        outcomes = await self._compute([flight.text for flight in flights], asked)
+        request = asked.request
+        work = Work(
+            texts=[request.prompt + flight.text for flight in flights],
+            purpose=_PURPOSES[request.urgency],
+            flow=asked.tenant.tag,
+        )
+        outcomes = await self.compute(work, asked.space, urgency=request.urgency)
         for flight, outcome in zip(flights, outcomes, strict=True):
             if isinstance(outcome, Entry) and flight.store:
                 kept = self._keep(flight.key, outcome, asked)
@@ -271,40 +336,40 @@ class Cache:
                     self.tier.write(flight.key, outcome)
             flight.land(outcome, Origin.EMBEDDER)
 
-    async def _compute(self, texts: Sequence[str], asked: _Asked) -> Sequence[Outcome]:
-        """Have *texts* embedded, if there is room to wait for it."""
-        tag, urgency = asked.tenant.tag, asked.request.urgency
-        try:
-            self._admission.enter(tag, len(texts), urgency)
-        except Overloaded:
-            self._metrics.refused.inc(len(texts))
-            raise
-        try:
-            work = Work(
-                texts=[asked.request.prompt + text for text in texts],
-                purpose=_PURPOSES[urgency],
-                flow=tag,
-            )
-            return await self._embedders.compute(work, asked.space)
-        finally:
-            self._admission.leave(tag, len(texts), urgency)
+    async def _read(
+        self, keys: Sequence[Key], space: Space, *, timeout_s: float = math.inf
+    ) -> Sequence[Entry | None]:
+        """What Valkey holds of *keys*, in their order, and may be answered."""
+        if self.tier is None:
+            return [None] * len(keys)
+        entries = await self.tier.read(keys, dimensions=space.dimensions, timeout_s=timeout_s)
+        if self._imports:
+            return entries
+        return [None if entry is None or entry.imported else entry for entry in entries]
 
     def _keep(self, key: Key, entry: Entry, asked: _Asked) -> bool:
         """Keep *entry* in L1, unless tenant or model have moved on; whether they have not."""
         current = asked.tenant.epoch == asked.epoch and self.space is asked.space
-        if not current or self._arena is None:
+        if not current:
             return False
-        before = self._arena.evictions
-        self._arena.put(key, entry, asked.tenant.tag)
-        self._metrics.evictions.labels("l1").inc(self._arena.evictions - before)
+        self._put(key, entry, asked.tenant)
         return True
 
-    def _drop(self, keys: set[Key]) -> None:
+    def _put(self, key: Key, entry: Entry, tenant: Partition) -> None:
+        if self._arena is not None:
+            before = self._arena.evictions
+            self._arena.put(key, entry, tenant.tag)
+            self._metrics.evictions.labels("l1").inc(self._arena.evictions - before)
+
+    def _drop(self, keys: AbstractSet[Key]) -> None:
         for key in keys:
             if self._arena is not None:
                 self._arena.remove(key)
-        for flights in (self._flights, self._fresh):
-            flights.withdraw(keys.__contains__)
+        self._withdraw(keys.__contains__)
+
+    def _withdraw(self, concerns: Callable[[Key], bool]) -> None:
+        for under_way in (self._flights, self._fresh, self.landings):
+            under_way.withdraw(concerns)
 
     def _count(self, answer: Answer, seconds: float) -> None:
         metrics = self._metrics

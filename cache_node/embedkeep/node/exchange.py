@@ -47,6 +47,8 @@ class Answer:
     tokens: list[int]
     truncated: list[int] = field(default_factory=list)
     """Indices of texts that the model did not read to their end."""
+    imported: list[int] = field(default_factory=list)
+    """Indices of rows that a caller brought."""
     errors: dict[int, EmbedKeepError] = field(default_factory=dict)
     saved_ns: int = 0
     spent_ns: int = 0
@@ -69,6 +71,8 @@ class Answer:
         self.tokens[index] = entry.tokens
         if entry.truncated:
             self.truncated.append(index)
+        if entry.imported:
+            self.imported.append(index)
         if result is Result.EMBEDDER:
             self.spent_ns += entry.device_ns
         else:
@@ -77,6 +81,7 @@ class Answer:
     def take_hits(self, indices: Sequence[int], hits: Hits) -> None:
         """Answer rows from L1, all at once."""
         self.truncated.extend(indices[at] for at in hits.truncated)
+        self.imported.extend(indices[at] for at in hits.imported)
         self.saved_ns += hits.device_ns
         if len(indices) == len(self.results):  # the common case, without another copy
             self.rows, self.tokens = hits.vectors, hits.tokens

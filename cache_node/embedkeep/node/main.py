@@ -11,6 +11,7 @@ from embedkeep.errors import NotBuilt, Unavailable
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.embedders import Embedders
+from embedkeep.node.imports import Importer
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.service import CacheService
 from embedkeep.node.space import agreement_key
@@ -63,7 +64,13 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
                 config.valkey, shared=agreement, metrics=metrics, poll_s=config.epoch_poll_s
             )
 
-        service = CacheService(config=config, cache=cache, agreement=agreement, tenants=tenants)
+        service = CacheService(
+            config=config,
+            cache=cache,
+            importer=Importer(cache=cache, config=config, metrics=metrics),
+            agreement=agreement,
+            tenants=tenants,
+        )
         health = Health([SERVICE])
 
         def register(server: grpc.aio.Server) -> None:

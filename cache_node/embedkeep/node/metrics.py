@@ -85,6 +85,12 @@ class Metrics:
         self.invalidations = Counter(
             "embedkeep_invalidations", "Invalidate calls carried out.", registry=registry
         )
+        imported = Counter(
+            "embedkeep_imported", "Rows of Import requests, by what became of them.", ["result"],
+            registry=registry,
+        )  # fmt: skip
+        results = ("stored", "present", "withdrawn", "refused")
+        self.imported = {result: imported.labels(result) for result in results}
         self.drift = Gauge(
             "embedkeep_model_drift",
             "1 while an embedder is refused because it computes something else.",

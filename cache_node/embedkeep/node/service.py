@@ -20,6 +20,8 @@ from embedkeep.node.admission import Admission, Urgency
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.exchange import Answer, Request, check
+from embedkeep.node.imports import Importer
+from embedkeep.node.imports_wire import batch_of, response_of
 from embedkeep.node.metrics import Result
 from embedkeep.node.tenants import Partition, Tenants
 from embedkeep.refusal import Context, refuse
@@ -61,15 +63,23 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     Args:
         config: Names, prompts and limits.
         cache: Answers.
+        importer: Takes in what callers bring.
         agreement: What is served; told of invalidations.
         tenants: Who may call.
     """
 
     def __init__(
-        self, *, config: NodeConfig, cache: Cache, agreement: Agreement, tenants: Tenants
+        self,
+        *,
+        config: NodeConfig,
+        cache: Cache,
+        importer: Importer,
+        agreement: Agreement,
+        tenants: Tenants,
     ) -> None:
         self._config = config
         self._cache = cache
+        self._importer = importer
         self._agreement = agreement
         self._tenants = tenants
         self._calls = Admission(config.limits.max_concurrent_calls, what="calls")
@@ -96,6 +106,22 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         try:
             with self._call(context):
                 await self._stream(request_iterator, context)
+        except EmbedKeepError as error:
+            await refuse(context, error)
+
+    async def Import(  # noqa: N802 - the wire's name
+        self, request: cache_pb2.ImportRequest, context: Context
+    ) -> cache_pb2.ImportResponse:
+        """See the .proto file."""
+        try:
+            with self._call(context) as tenant:
+                self._check_count(len(request.inputs))
+                prompt = self._prompt(request.model, request.prompt)
+                batch = batch_of(request, prompt=prompt, space=self._cache.serving())
+                taken = await self._importer.take(
+                    batch, tenant, timeout_s=self._timeout_s(context.time_remaining())
+                )
+                return response_of(taken)
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -132,6 +158,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             max_input_bytes=config.limits.max_input_bytes,
             max_message_bytes=config.limits.max_message_bytes,
             tiers=self._tiers(),
+            imports=config.imports,
+            min_cosine=space.min_canary_cosine if space else 0.0,
         )
 
     @contextmanager
@@ -171,13 +199,17 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         self, request: cache_pb2.EmbedRequest, context: Context, timeout_s: float | None
     ) -> cache_pb2.EmbedResponse:
         tenant = self._tenants.authenticate(context.invocation_metadata() or ())
-        if timeout_s is None:
-            timeout_s = self._config.limits.default_timeout_s
-        if timeout_s <= 0:
-            raise DeadlineExceeded("time was up before the request was read")
+        timeout_s = self._timeout_s(timeout_s)
         asked = self._parse(request)
         answer = await self._cache.answer(asked, tenant, timeout_s=timeout_s)
         return render(answer, asked.view)
+
+    def _timeout_s(self, given_s: float | None) -> float:
+        if given_s is None:
+            return self._config.limits.default_timeout_s
+        if given_s <= 0:
+            raise DeadlineExceeded("time was up before the request was read")
+        return given_s
 
     async def _stream(
         self, messages: AsyncIterator[cache_pb2.EmbedStreamRequest], context: Context
@@ -356,6 +388,7 @@ def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
         statuses=statuses,
         tokens=answer.tokens,
         truncated=sorted(answer.truncated),
+        imported=sorted(answer.imported),
         errors=errors,
         fingerprint=space.fingerprint,
         epoch=answer.epoch,

@@ -9,7 +9,7 @@ import asyncio
 import math
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,7 +17,7 @@ import hiredis
 import structlog
 
 from embedkeep.config import ValkeyTarget
-from embedkeep.errors import InvalidConfig, Unavailable
+from embedkeep.errors import InvalidConfig, Overloaded, Unavailable
 from embedkeep.keys import Key
 from embedkeep.node.breaker import Breaker
 from embedkeep.node.connection import Address, Command, Connection, Reply, connect
@@ -27,6 +27,8 @@ from embedkeep.records import CorruptRecord, Entry, decode, encode
 STALL_S: Final = 1.0
 """Without any reply for so long, a connection is dropped."""
 SYNC_TIMEOUT_S: Final = 2.0
+STORE_BYTES: Final = 1 << 20
+"""Of an import, written at once; then the replies are waited for."""
 READ_QUEUE_BYTES: Final = 16 << 20
 CONTROL_QUEUE_BYTES: Final = 1 << 20
 """Room for syncs and deletes behind a full queue of writes: else a burst would shut the tier."""
@@ -142,13 +144,40 @@ class ValkeyTier:
         if links.writes.waiting_bytes + entry.nbytes > self._target.write_queue_bytes:
             self._metrics.valkey_failures.labels("write_dropped").inc()
             return
-        ttl = () if self._target.ttl_s is None else ("EX", self._target.ttl_s)
         try:
-            done = links.writes.pipeline([("SET", key, encode(key, entry), *ttl)])
+            done = links.writes.pipeline([self._set(key, entry)])
         except Unavailable:
             self._metrics.valkey_failures.labels("write_dropped").inc()
             return
         done.add_done_callback(self._written)
+
+    async def store(self, entries: Mapping[Key, Entry], *, overwrite: bool) -> int:
+        """Store, and see it done: unlike `write`, this loses nothing without saying so.
+
+        Takes at most half of the queue, so that what was computed now still finds room in it.
+
+        Returns:
+            How many were stored; without *overwrite*, keys that are there already are left alone.
+
+        Raises:
+            Unavailable: Not all are known to be stored.
+            Overloaded: Too much is waiting for Valkey; some may be stored.
+        """
+        stored = 0
+        for part in _parts(entries):
+            links = self._links
+            if not self.open or links is None:
+                raise Unavailable(f"Valkey is shut: {self.problem}", retry_after_s=1.0)
+            if 2 * links.writes.waiting_bytes > self._target.write_queue_bytes:
+                raise Overloaded("too much is waiting for Valkey", retry_after_s=0.25)
+            condition = () if overwrite else ("NX",)
+            replies = await self._run([(*self._set(key, part[key]), *condition) for key in part])
+            for reply in replies:
+                if isinstance(reply, hiredis.HiredisError):
+                    self._metrics.valkey_failures.labels("error").inc()
+                    raise Unavailable(f"Valkey did not store: {reply}", retry_after_s=1.0)
+            stored += sum(reply is not None for reply in replies)
+        return stored
 
     async def delete(self, keys: Sequence[Key]) -> None:
         """Delete *keys*, after all writes before it.
@@ -174,6 +203,10 @@ class ValkeyTier:
                 f"done on this node; Valkey and the other nodes follow when it is back: {error}",
                 retry_after_s=1.0,
             ) from error
+
+    def _set(self, key: Key, entry: Entry) -> Command:
+        ttl = () if self._target.ttl_s is None else ("EX", self._target.ttl_s)
+        return ("SET", key, encode(key, entry), *ttl)
 
     async def _run(self, commands: Sequence[Command]) -> list[Reply]:
         if (links := self._links) is None:
@@ -359,6 +392,20 @@ def read_address(target: ValkeyTarget) -> Address:
         tls=context,
         server_name=target.tls.server_name if target.tls is not None else None,
     )
+
+
+def _parts(entries: Mapping[Key, Entry]) -> Iterator[Mapping[Key, Entry]]:
+    """*entries* in parts of about `STORE_BYTES`, in order."""
+    part: dict[Key, Entry] = {}
+    size = 0
+    for key, entry in entries.items():
+        part[key] = entry
+        size += entry.nbytes
+        if size >= STORE_BYTES:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
 
 
 def _info(text: bytes, field: bytes) -> int:

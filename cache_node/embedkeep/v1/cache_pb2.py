@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65mbedkeep/v1/cache.proto\x12\x0c\x65mbedkeep.v1\"j\n\x04View\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x16\n\tnormalize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12(\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x16.embedkeep.v1.EncodingB\x0c\n\n_normalize\"J\n\x0c\x43\x61\x63heControl\x12\x10\n\x08no_store\x18\x01 \x01(\x08\x12\x10\n\x08no_cache\x18\x02 \x01(\x08\x12\x16\n\x0eonly_if_cached\x18\x03 \x01(\x08\"\xbc\x01\n\x0c\x45mbedRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12 \n\x04view\x18\x04 \x01(\x0b\x32\x12.embedkeep.v1.View\x12(\n\x08priority\x18\x05 \x01(\x0e\x32\x16.embedkeep.v1.Priority\x12\x31\n\rcache_control\x18\x06 \x01(\x0b\x32\x1a.embedkeep.v1.CacheControl\"J\n\nInputError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xc4\x02\n\rEmbedResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12(\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x16.embedkeep.v1.Encoding\x12%\n\x07sources\x18\x04 \x03(\x0e\x32\x14.embedkeep.v1.Source\x12\x10\n\x08statuses\x18\x05 \x03(\x05\x12\x0e\n\x06tokens\x18\x06 \x03(\r\x12\x11\n\ttruncated\x18\x07 \x03(\r\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.embedkeep.v1.InputError\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x1c\n\x14saved_device_seconds\x18\x0b \x01(\x01\x12\x1c\n\x14spent_device_seconds\x18\x0c \x01(\x01\"a\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12+\n\x07request\x18\x03 \x01(\x0b\x32\x1a.embedkeep.v1.EmbedRequest\"\x88\x01\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.embedkeep.v1.EmbedResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.embedkeep.v1.StreamErrorH\x00\x42\x08\n\x06result\"T\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"*\n\x08InputSet\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\"k\n\x11InvalidateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x06inputs\x18\x02 \x01(\x0b\x32\x16.embedkeep.v1.InputSetH\x00\x12\x14\n\neverything\x18\x03 \x01(\x08H\x00\x42\x07\n\x05scope\"#\n\x12InvalidateResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\r\n\x0bInfoRequest\"\x87\x02\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x0f\n\x07prompts\x18\x04 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x12\n\ndimensions\x18\x06 \x01(\r\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x12\n\nmax_inputs\x18\t \x01(\r\x12\x17\n\x0fmax_input_bytes\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0b \x01(\r\x12!\n\x05tiers\x18\x0c \x03(\x0b\x32\x12.embedkeep.v1.Tier\"6\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t*j\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x03*P\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02*m\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\r\n\tSOURCE_L1\x10\x01\x12\x11\n\rSOURCE_VALKEY\x10\x02\x12\x13\n\x0fSOURCE_EMBEDDER\x10\x03\x12\x14\n\x10SOURCE_COALESCED\x10\x04\x32\xba\x02\n\x0e\x45mbeddingCache\x12@\n\x05\x45mbed\x12\x1a.embedkeep.v1.EmbedRequest\x1a\x1b.embedkeep.v1.EmbedResponse\x12V\n\x0b\x45mbedStream\x12 .embedkeep.v1.EmbedStreamRequest\x1a!.embedkeep.v1.EmbedStreamResponse(\x01\x30\x01\x12O\n\nInvalidate\x12\x1f.embedkeep.v1.InvalidateRequest\x1a .embedkeep.v1.InvalidateResponse\x12=\n\x04Info\x12\x19.embedkeep.v1.InfoRequest\x1a\x1a.embedkeep.v1.InfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65mbedkeep/v1/cache.proto\x12\x0c\x65mbedkeep.v1\"j\n\x04View\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x16\n\tnormalize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12(\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x16.embedkeep.v1.EncodingB\x0c\n\n_normalize\"J\n\x0c\x43\x61\x63heControl\x12\x10\n\x08no_store\x18\x01 \x01(\x08\x12\x10\n\x08no_cache\x18\x02 \x01(\x08\x12\x16\n\x0eonly_if_cached\x18\x03 \x01(\x08\"\xbc\x01\n\x0c\x45mbedRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12 \n\x04view\x18\x04 \x01(\x0b\x32\x12.embedkeep.v1.View\x12(\n\x08priority\x18\x05 \x01(\x0e\x32\x16.embedkeep.v1.Priority\x12\x31\n\rcache_control\x18\x06 \x01(\x0b\x32\x1a.embedkeep.v1.CacheControl\"J\n\nInputError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd6\x02\n\rEmbedResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12(\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x16.embedkeep.v1.Encoding\x12%\n\x07sources\x18\x04 \x03(\x0e\x32\x14.embedkeep.v1.Source\x12\x10\n\x08statuses\x18\x05 \x03(\x05\x12\x0e\n\x06tokens\x18\x06 \x03(\r\x12\x11\n\ttruncated\x18\x07 \x03(\r\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.embedkeep.v1.InputError\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x1c\n\x14saved_device_seconds\x18\x0b \x01(\x01\x12\x1c\n\x14spent_device_seconds\x18\x0c \x01(\x01\x12\x10\n\x08imported\x18\r \x03(\r\"a\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12+\n\x07request\x18\x03 \x01(\x0b\x32\x1a.embedkeep.v1.EmbedRequest\"\x88\x01\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.embedkeep.v1.EmbedResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.embedkeep.v1.StreamErrorH\x00\x42\x08\n\x06result\"T\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\xbf\x01\n\rImportRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x0e\n\x06tokens\x18\x06 \x03(\r\x12\x11\n\ttruncated\x18\x07 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\x11\n\toverwrite\x18\t \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\"\xd7\x01\n\x0eImportResponse\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.embedkeep.v1.InputError\x12\x0e\n\x06stored\x18\x02 \x01(\r\x12\x0f\n\x07present\x18\x03 \x01(\r\x12\x11\n\twithdrawn\x18\x04 \x01(\r\x12\x0f\n\x07sampled\x18\x05 \x01(\r\x12\x14\n\x0cworst_cosine\x18\x06 \x01(\x01\x12\x1c\n\x14spent_device_seconds\x18\x07 \x01(\x01\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x04\"*\n\x08InputSet\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\"k\n\x11InvalidateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x06inputs\x18\x02 \x01(\x0b\x32\x16.embedkeep.v1.InputSetH\x00\x12\x14\n\neverything\x18\x03 \x01(\x08H\x00\x42\x07\n\x05scope\"#\n\x12InvalidateResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\r\n\x0bInfoRequest\"\xac\x02\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x0f\n\x07prompts\x18\x04 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x12\n\ndimensions\x18\x06 \x01(\r\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x12\n\nmax_inputs\x18\t \x01(\r\x12\x17\n\x0fmax_input_bytes\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0b \x01(\r\x12!\n\x05tiers\x18\x0c \x03(\x0b\x32\x12.embedkeep.v1.Tier\x12\x0f\n\x07imports\x18\r \x01(\x08\x12\x12\n\nmin_cosine\x18\x0e \x01(\x01\"6\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t*j\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x03*P\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02*m\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\r\n\tSOURCE_L1\x10\x01\x12\x11\n\rSOURCE_VALKEY\x10\x02\x12\x13\n\x0fSOURCE_EMBEDDER\x10\x03\x12\x14\n\x10SOURCE_COALESCED\x10\x04\x32\xff\x02\n\x0e\x45mbeddingCache\x12@\n\x05\x45mbed\x12\x1a.embedkeep.v1.EmbedRequest\x1a\x1b.embedkeep.v1.EmbedResponse\x12V\n\x0b\x45mbedStream\x12 .embedkeep.v1.EmbedStreamRequest\x1a!.embedkeep.v1.EmbedStreamResponse(\x01\x30\x01\x12\x43\n\x06Import\x12\x1b.embedkeep.v1.ImportRequest\x1a\x1c.embedkeep.v1.ImportResponse\x12O\n\nInvalidate\x12\x1f.embedkeep.v1.InvalidateRequest\x1a .embedkeep.v1.InvalidateResponse\x12=\n\x04Info\x12\x19.embedkeep.v1.InfoRequest\x1a\x1a.embedkeep.v1.InfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'embedkeep.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1671
-  _globals['_PRIORITY']._serialized_end=1777
-  _globals['_ENCODING']._serialized_start=1779
-  _globals['_ENCODING']._serialized_end=1859
-  _globals['_SOURCE']._serialized_start=1861
-  _globals['_SOURCE']._serialized_end=1970
+  _globals['_PRIORITY']._serialized_start=2138
+  _globals['_PRIORITY']._serialized_end=2244
+  _globals['_ENCODING']._serialized_start=2246
+  _globals['_ENCODING']._serialized_end=2326
+  _globals['_SOURCE']._serialized_start=2328
+  _globals['_SOURCE']._serialized_end=2437
   _globals['_VIEW']._serialized_start=42
   _globals['_VIEW']._serialized_end=148
   _globals['_CACHECONTROL']._serialized_start=150
@@ -46,25 +46,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INPUTERROR']._serialized_start=417
   _globals['_INPUTERROR']._serialized_end=491
   _globals['_EMBEDRESPONSE']._serialized_start=494
-  _globals['_EMBEDRESPONSE']._serialized_end=818
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=820
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=917
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=920
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1056
-  _globals['_STREAMERROR']._serialized_start=1058
-  _globals['_STREAMERROR']._serialized_end=1142
-  _globals['_INPUTSET']._serialized_start=1144
-  _globals['_INPUTSET']._serialized_end=1186
-  _globals['_INVALIDATEREQUEST']._serialized_start=1188
-  _globals['_INVALIDATEREQUEST']._serialized_end=1295
-  _globals['_INVALIDATERESPONSE']._serialized_start=1297
-  _globals['_INVALIDATERESPONSE']._serialized_end=1332
-  _globals['_INFOREQUEST']._serialized_start=1334
-  _globals['_INFOREQUEST']._serialized_end=1347
-  _globals['_INFORESPONSE']._serialized_start=1350
-  _globals['_INFORESPONSE']._serialized_end=1613
-  _globals['_TIER']._serialized_start=1615
-  _globals['_TIER']._serialized_end=1669
-  _globals['_EMBEDDINGCACHE']._serialized_start=1973
-  _globals['_EMBEDDINGCACHE']._serialized_end=2287
+  _globals['_EMBEDRESPONSE']._serialized_end=836
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=838
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=935
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=938
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1074
+  _globals['_STREAMERROR']._serialized_start=1076
+  _globals['_STREAMERROR']._serialized_end=1160
+  _globals['_IMPORTREQUEST']._serialized_start=1163
+  _globals['_IMPORTREQUEST']._serialized_end=1354
+  _globals['_IMPORTRESPONSE']._serialized_start=1357
+  _globals['_IMPORTRESPONSE']._serialized_end=1572
+  _globals['_INPUTSET']._serialized_start=1574
+  _globals['_INPUTSET']._serialized_end=1616
+  _globals['_INVALIDATEREQUEST']._serialized_start=1618
+  _globals['_INVALIDATEREQUEST']._serialized_end=1725
+  _globals['_INVALIDATERESPONSE']._serialized_start=1727
+  _globals['_INVALIDATERESPONSE']._serialized_end=1762
+  _globals['_INFOREQUEST']._serialized_start=1764
+  _globals['_INFOREQUEST']._serialized_end=1777
+  _globals['_INFORESPONSE']._serialized_start=1780
+  _globals['_INFORESPONSE']._serialized_end=2080
+  _globals['_TIER']._serialized_start=2082
+  _globals['_TIER']._serialized_end=2136
+  _globals['_EMBEDDINGCACHE']._serialized_start=2440
+  _globals['_EMBEDDINGCACHE']._serialized_end=2823
 # @@protoc_insertion_point(module_scope)

@@ -257,6 +257,7 @@ class EmbedResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SAVED_DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     SPENT_DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    IMPORTED_FIELD_NUMBER: _builtins.int
     vectors: _builtins.bytes
     """len(inputs) rows of `dimensions` components in `encoding`; a failed row holds NaN."""
     dimensions: _builtins.int
@@ -285,6 +286,12 @@ class EmbedResponse(_message.Message):
 
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputError]: ...
+    @_builtins.property
+    def imported(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of rows that were brought by Import: the model has returned them elsewhere, as far as a
+        sample can tell. All others were returned, bit for bit, by an embedder of this cache.
+        """
+
     def __init__(
         self,
         *,
@@ -300,10 +307,11 @@ class EmbedResponse(_message.Message):
         epoch: _builtins.int = ...,
         saved_device_seconds: _builtins.float = ...,
         spent_device_seconds: _builtins.float = ...,
+        imported: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "epoch", b"epoch", "errors", b"errors", "fingerprint", b"fingerprint", "saved_device_seconds", b"saved_device_seconds", "sources", b"sources", "spent_device_seconds", b"spent_device_seconds", "statuses", b"statuses", "tokens", b"tokens", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoding", b"encoding", "epoch", b"epoch", "errors", b"errors", "fingerprint", b"fingerprint", "imported", b"imported", "saved_device_seconds", b"saved_device_seconds", "sources", b"sources", "spent_device_seconds", b"spent_device_seconds", "statuses", b"statuses", "tokens", b"tokens", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,6 +404,121 @@ class StreamError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamError: _TypeAlias = StreamError  # noqa: Y015
+
+@_typing.final
+class ImportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """as in EmbedRequest"""
+    prompt: _builtins.str
+    """as in EmbedRequest; it is part of what the model read"""
+    vectors: _builtins.bytes
+    """len(inputs) rows of `dimensions` float32, little-endian: the model's full output."""
+    dimensions: _builtins.int
+    fingerprint: _builtins.str
+    """Refused with FAILED_PRECONDITION where the cache's is another. Empty: any."""
+    overwrite: _builtins.bool
+    """replace what is cached already"""
+    dry_run: _builtins.bool
+    """check only"""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as they were embedded: nothing is trimmed or normalized"""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """one a row, as the model counted them; or none: not known"""
+
+    @_builtins.property
+    def truncated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """indices of inputs known to be longer than the model reads"""
+
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        model: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        vectors: _builtins.bytes = ...,
+        dimensions: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        truncated: _abc.Iterable[_builtins.int] | None = ...,
+        fingerprint: _builtins.str = ...,
+        overwrite: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dry_run", b"dry_run", "fingerprint", b"fingerprint", "inputs", b"inputs", "model", b"model", "overwrite", b"overwrite", "prompt", b"prompt", "tokens", b"tokens", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRequest: _TypeAlias = ImportRequest  # noqa: Y015
+
+@_typing.final
+class ImportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERRORS_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    WORST_COSINE_FIELD_NUMBER: _builtins.int
+    SPENT_DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    stored: _builtins.int
+    """acknowledged by every tier that keeps entries; of a dry run: would be"""
+    present: _builtins.int
+    """left alone: cached already, or a repeat within the batch"""
+    withdrawn: _builtins.int
+    """invalidated while they were being taken in, so not kept"""
+    sampled: _builtins.int
+    """computed to compare"""
+    worst_cosine: _builtins.float
+    """between what was given and what was computed; 0 where none was"""
+    spent_device_seconds: _builtins.float
+    fingerprint: _builtins.str
+    epoch: _builtins.int
+    """of the tenant"""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputError]:
+        """Where any stand here, nothing of the batch was kept: rows that cannot be what the model
+        returns, or that lie too far from what it returned now.
+        """
+
+    def __init__(
+        self,
+        *,
+        errors: _abc.Iterable[Global___InputError] | None = ...,
+        stored: _builtins.int = ...,
+        present: _builtins.int = ...,
+        withdrawn: _builtins.int = ...,
+        sampled: _builtins.int = ...,
+        worst_cosine: _builtins.float = ...,
+        spent_device_seconds: _builtins.float = ...,
+        fingerprint: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "errors", b"errors", "fingerprint", b"fingerprint", "present", b"present", "sampled", b"sampled", "spent_device_seconds", b"spent_device_seconds", "stored", b"stored", "withdrawn", b"withdrawn", "worst_cosine", b"worst_cosine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportResponse: _TypeAlias = ImportResponse  # noqa: Y015
 
 @_typing.final
 class InputSet(_message.Message):
@@ -501,6 +624,8 @@ class InfoResponse(_message.Message):
     MAX_INPUT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    IMPORTS_FIELD_NUMBER: _builtins.int
+    MIN_COSINE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     model: _builtins.str
     """full name"""
@@ -516,6 +641,10 @@ class InfoResponse(_message.Message):
     max_input_bytes: _builtins.int
     """UTF-8"""
     max_message_bytes: _builtins.int
+    imports: _builtins.bool
+    """Import is allowed"""
+    min_cosine: _builtins.float
+    """below it two vectors of one text are not the same model's; 0: unknown yet"""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what `model` may say in a request"""
@@ -539,10 +668,12 @@ class InfoResponse(_message.Message):
         max_input_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         tiers: _abc.Iterable[Global___Tier] | None = ...,
+        imports: _builtins.bool = ...,
+        min_cosine: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "dimensions", b"dimensions", "epoch", b"epoch", "fingerprint", b"fingerprint", "max_input_bytes", b"max_input_bytes", "max_inputs", b"max_inputs", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens", "model", b"model", "prompts", b"prompts", "tiers", b"tiers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "dimensions", b"dimensions", "epoch", b"epoch", "fingerprint", b"fingerprint", "imports", b"imports", "max_input_bytes", b"max_input_bytes", "max_inputs", b"max_inputs", "max_message_bytes", b"max_message_bytes", "max_tokens", b"max_tokens", "min_cosine", b"min_cosine", "model", b"model", "prompts", b"prompts", "tiers", b"tiers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

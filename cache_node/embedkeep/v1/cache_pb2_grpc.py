@@ -45,6 +45,11 @@ class EmbeddingCacheStub(object):
                 request_serializer=embedkeep_dot_v1_dot_cache__pb2.EmbedStreamRequest.SerializeToString,
                 response_deserializer=embedkeep_dot_v1_dot_cache__pb2.EmbedStreamResponse.FromString,
                 _registered_method=True)
+        self.Import = channel.unary_unary(
+                '/embedkeep.v1.EmbeddingCache/Import',
+                request_serializer=embedkeep_dot_v1_dot_cache__pb2.ImportRequest.SerializeToString,
+                response_deserializer=embedkeep_dot_v1_dot_cache__pb2.ImportResponse.FromString,
+                _registered_method=True)
         self.Invalidate = channel.unary_unary(
                 '/embedkeep.v1.EmbeddingCache/Invalidate',
                 request_serializer=embedkeep_dot_v1_dot_cache__pb2.InvalidateRequest.SerializeToString,
@@ -71,6 +76,15 @@ class EmbeddingCacheServicer(object):
     def EmbedStream(self, request_iterator, context):
         """The same over one long-lived stream: any number of requests in flight, answered in any order
         under the id each one came with. The node reads no further while too many are in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request, context):
+        """Takes in vectors that the model has returned elsewhere, as the caller's tenant's entries. The
+        node has the model compute a random sample of each batch; where one row of it differs, nothing
+        of the batch is kept. Only where the cache's resource allows imports.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +118,11 @@ def add_EmbeddingCacheServicer_to_server(servicer, server):
                     servicer.EmbedStream,
                     request_deserializer=embedkeep_dot_v1_dot_cache__pb2.EmbedStreamRequest.FromString,
                     response_serializer=embedkeep_dot_v1_dot_cache__pb2.EmbedStreamResponse.SerializeToString,
+            ),
+            'Import': grpc.unary_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=embedkeep_dot_v1_dot_cache__pb2.ImportRequest.FromString,
+                    response_serializer=embedkeep_dot_v1_dot_cache__pb2.ImportResponse.SerializeToString,
             ),
             'Invalidate': grpc.unary_unary_rpc_method_handler(
                     servicer.Invalidate,
@@ -171,6 +190,33 @@ class EmbeddingCache(object):
             '/embedkeep.v1.EmbeddingCache/EmbedStream',
             embedkeep_dot_v1_dot_cache__pb2.EmbedStreamRequest.SerializeToString,
             embedkeep_dot_v1_dot_cache__pb2.EmbedStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedkeep.v1.EmbeddingCache/Import',
+            embedkeep_dot_v1_dot_cache__pb2.ImportRequest.SerializeToString,
+            embedkeep_dot_v1_dot_cache__pb2.ImportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,11 @@ class EmbeddingCacheStub:
     """The same over one long-lived stream: any number of requests in flight, answered in any order
     under the id each one came with. The node reads no further while too many are in flight.
     """
+    Import: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ImportRequest, _cache_pb2.ImportResponse]
+    """Takes in vectors that the model has returned elsewhere, as the caller's tenant's entries. The
+    node has the model compute a random sample of each batch; where one row of it differs, nothing
+    of the batch is kept. Only where the cache's resource allows imports.
+    """
     Invalidate: _grpc.UnaryUnaryMultiCallable[_cache_pb2.InvalidateRequest, _cache_pb2.InvalidateResponse]
     """Forgets entries of the caller's tenant. When it returns OK, no later request to this node is
     answered from what was stored or in flight before; other nodes follow within their poll
@@ -61,6 +66,11 @@ class EmbeddingCacheAsyncStub(EmbeddingCacheStub):
     EmbedStream: _aio.StreamStreamMultiCallable[_cache_pb2.EmbedStreamRequest, _cache_pb2.EmbedStreamResponse]  # type: ignore[assignment]
     """The same over one long-lived stream: any number of requests in flight, answered in any order
     under the id each one came with. The node reads no further while too many are in flight.
+    """
+    Import: _aio.UnaryUnaryMultiCallable[_cache_pb2.ImportRequest, _cache_pb2.ImportResponse]  # type: ignore[assignment]
+    """Takes in vectors that the model has returned elsewhere, as the caller's tenant's entries. The
+    node has the model compute a random sample of each batch; where one row of it differs, nothing
+    of the batch is kept. Only where the cache's resource allows imports.
     """
     Invalidate: _aio.UnaryUnaryMultiCallable[_cache_pb2.InvalidateRequest, _cache_pb2.InvalidateResponse]  # type: ignore[assignment]
     """Forgets entries of the caller's tenant. When it returns OK, no later request to this node is
@@ -89,6 +99,17 @@ class EmbeddingCacheServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_cache_pb2.EmbedStreamResponse], _abc.AsyncIterator[_cache_pb2.EmbedStreamResponse]]:
         """The same over one long-lived stream: any number of requests in flight, answered in any order
         under the id each one came with. The node reads no further while too many are in flight.
+        """
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request: _cache_pb2.ImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ImportResponse, _abc.Awaitable[_cache_pb2.ImportResponse]]:
+        """Takes in vectors that the model has returned elsewhere, as the caller's tenant's entries. The
+        node has the model compute a random sample of each batch; where one row of it differs, nothing
+        of the batch is kept. Only where the cache's resource allows imports.
         """
 
     @_abc_1.abstractmethod
