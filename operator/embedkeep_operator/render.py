@@ -216,31 +216,3 @@ def secret_keys(resource: EmbeddingCache) -> tuple[tuple[str, str, str], ...]:
         field = f"spec.security.tenants[{index}].apiKeySecretRef"
         found.append((field, tenant.api_key_secret_ref.name, tenant.api_key_secret_ref.key))
     return tuple(found)
-
-
-def valkey_config(
-    resource: EmbeddingCache, *, host: str, port: int, password: str, folder: Path
-) -> str:
-    """Valkey's config file. The password stands here, because arguments can be seen by all.
-
-    Args:
-        host: Address to bind.
-        password: Of the default user; must hold no white space.
-        folder: Valkey's working folder.
-    """
-    memory = (resource.spec.nodes or Nodes()).memory or Memory()
-    return "\n".join(
-        (
-            f"bind {host}",
-            f"port {port}",
-            "protected-mode yes",
-            f"requirepass {password}",
-            f"maxmemory {memory.valkey}",
-            "maxmemory-policy allkeys-lfu",
-            'save ""',  # memory only: what is lost is computed again
-            "appendonly no",
-            "daemonize no",
-            f"dir {json.dumps(str(folder), ensure_ascii=False)}",
-            "",
-        )
-    )

@@ -38,25 +38,25 @@ def server_binary() -> str:
 
 
 class Valkey:
-    """One server process; its port stays the same over restarts."""
+    """One server process; its port stays the same over restarts.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    Args:
+        arguments: More options, on the command line.
+        config: A config file that says everything instead, port and password too.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, config: Path | None = None) -> None:
         self.port = free_port()
         self._folder = folder
         self._arguments = arguments
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, password: str | None = None) -> None:
         """Start empty and wait until it answers."""
-        secret = ["--requirepass", password] if password else []
         self._process = subprocess.Popen(
-            [
-                server_binary(), "--port", str(self.port), "--bind", "127.0.0.1",
-                "--save", "", "--appendonly", "no", "--dir", str(self._folder),
-                *secret, *self._arguments,
-            ],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [server_binary(), *self._told(password)], stdout=subprocess.DEVNULL
+        )
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
@@ -67,6 +67,15 @@ class Valkey:
                 time.sleep(0.01)
             else:
                 return
+
+    def _told(self, password: str | None) -> list[str]:
+        if self._config is not None:
+            return [str(self._config)]
+        secret = ["--requirepass", password] if password else []
+        return [
+            "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+            "--dir", str(self._folder), *secret, *self._arguments,
+        ]  # fmt: skip
 
     def run(
         self, *commands: Sequence[str | bytes | int], password: str | None = None

@@ -31,7 +31,6 @@ from embedkeep_operator.render import (
     model_spec,
     node_config,
     secret_keys,
-    valkey_config,
 )
 
 SECRETS = Path("/secrets")
@@ -233,25 +232,6 @@ def test_every_secret_that_a_process_reads_is_listed() -> None:
         ("spec.security.tenants[0].apiKeySecretRef", "key-a", "apiKey"),
         ("spec.security.tenants[1].apiKeySecretRef", "keys", "b"),
     )
-
-
-def test_valkey_forgets_the_least_used_and_keeps_nothing_on_disk() -> None:
-    text = valkey_config(
-        FULL, host="127.0.0.1", port=6379, password="s3cret", folder=Path('/state/a "b"')
-    )
-
-    assert text.splitlines() == [
-        "bind 127.0.0.1",
-        "port 6379",
-        "protected-mode yes",
-        "requirepass s3cret",
-        "maxmemory 500000000",
-        "maxmemory-policy allkeys-lfu",
-        'save ""',
-        "appendonly no",
-        "daemonize no",
-        'dir "/state/a \\"b\\""',
-    ]
 
 
 def test_an_external_embedder_has_no_config_of_ours() -> None:

@@ -34,8 +34,8 @@ from embedkeep_operator.render import (
     embedder_config,
     node_config,
     secret_keys,
-    valkey_config,
 )
+from embedkeep_operator.render_valkey import valkey_config
 
 HOST: Final = "127.0.0.1"
 DRAIN_S: Final = 5.0

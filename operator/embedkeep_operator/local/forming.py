@@ -1,0 +1,79 @@
+"""Keeps the Valkeys of a cache that runs here one whole cluster."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from embedkeep_operator.local.supervisor import Event
+from embedkeep_operator.topology import Endpoint, Reason, plan
+from embedkeep_operator.valkeys import Valkeys
+
+PROCESS: Final = "cluster"
+"""What events name; no process has this name."""
+EAGER_S: Final = 0.1
+"""Between two looks at a cluster that is not whole, seconds."""
+CALM_S: Final = 1.0
+"""Between two looks at a whole one: what a Valkey that came back empty may wait."""
+
+
+class Forming:
+    """Looks again and again, and does what `topology.plan` says.
+
+    Args:
+        wanted: All Valkeys by name.
+        password: Theirs.
+        on_change: Called when `reason` has changed. Must not block.
+        on_event: Gets what is worth telling. Must not block.
+    """
+
+    def __init__(
+        self,
+        wanted: Mapping[str, Endpoint],
+        password: str,
+        *,
+        on_change: Callable[[], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._wanted = wanted
+        self._password = password
+        self._on_change = on_change
+        self._on_event = on_event
+        self._since_s = time.monotonic()
+        self.reason = Reason.MISSING
+        """Where it stands."""
+
+    @property
+    def whole(self) -> bool:
+        """Every slot is served, and all Valkeys know by whom."""
+        return self.reason is Reason.SETTLED
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            self._become(*await self._mended())
+            await asyncio.sleep(CALM_S if self.whole else EAGER_S)
+
+    async def _mended(self) -> tuple[Reason, str]:
+        """Look, take the steps, and say where it stood, with what stood in the way."""
+        async with Valkeys(self._wanted, self._password) as valkeys:
+            todo = plan(self._wanted, await valkeys.look())
+            for step in todo.steps:
+                if (refusal := await valkeys.take(step)) is not None:
+                    return todo.reason, f"{step.at}: {refusal}"
+            return todo.reason, ", ".join(f"{who}: {why}" for who, why in valkeys.silent.items())
+
+    def _become(self, reason: Reason, detail: str) -> None:
+        if reason is self.reason:
+            return
+        was_whole, self.reason = self.whole, reason
+        if self.whole:
+            took_s = time.monotonic() - self._since_s
+            self._tell(f"whole after {took_s:.1f} s: {len(self._wanted)} shards serve all slots")
+        elif was_whole:
+            self._since_s = time.monotonic()
+            self._tell(f"not whole: {reason}" + (f" ({detail})" if detail else ""), bad=True)
+        self._on_change()
+
+    def _tell(self, message: str, *, bad: bool = False) -> None:
+        self._on_event(Event(at=time.time(), process=PROCESS, message=message, bad=bad))
