@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from embedkeep.config import EmbedderConfig, NodeConfig
 from embedkeep.embedder.metrics import EmbedderMetrics
-from embedkeep.errors import CODES, Retryable
+from embedkeep.errors import CODES, HTTP, Retryable
 from embedkeep.node.metrics import Metrics
 from embedkeep_operator.crd import root_schema
 
@@ -31,8 +31,10 @@ CustomResourceDefinition. A part that is absent stays absent; only leaves have d
 """
 ERRORS = """## Errors
 
-One tree (`embedkeep.errors`), one table to gRPC. The reason travels in the trailing metadata
-`embedkeep-reason`, and beside each row that failed.
+One tree (`embedkeep.errors`), one table to gRPC and one to HTTP. Over gRPC the reason travels in
+the trailing metadata `embedkeep-reason`, and beside each row that failed; over HTTP in the header
+`x-embedkeep-reason`. Of OpenAI's API the table shows status, type and code, of TEI's status and
+error_type.
 """
 METRICS = """## Metrics
 
@@ -59,7 +61,9 @@ def page() -> str:
             RESOURCE,
             *table(FIELDS, resource_fields()),
             ERRORS,
-            *table(("reason", "gRPC code", "may pass by itself", "meaning"), errors()),
+            *table(
+                ("reason", "gRPC code", "OpenAI", "TEI", "may pass by itself", "meaning"), errors()
+            ),
             METRICS,
             *table(MEASURED, metrics(Metrics().registry)),
             "### Of an embedder\n",
@@ -166,7 +170,12 @@ def errors() -> Iterator[Sequence[str]]:
     """A row for each class of the tree."""
     for kind, code in CODES.items():
         first = re.split(r"(?<=\.)\s", (kind.__doc__ or "").strip(), maxsplit=1)[0]
-        yield f"`{kind.reason}`", code.name, "yes" if issubclass(kind, Retryable) else "", first
+        said = HTTP[kind]
+        openai, tei = (
+            " ".join(str(part) for part in row if part) for row in (said.openai, said.tei)
+        )
+        passes = "yes" if issubclass(kind, Retryable) else ""
+        yield f"`{kind.reason}`", code.name, openai, tei, passes, first
 
 
 def metrics(registry: CollectorRegistry) -> Iterator[Sequence[str]]:

@@ -218,9 +218,11 @@ class NodeConfig(_Frozen):
     from all that is meant to change vectors (model, revision, backend, dtype). None: from the
     model alone."""
     grpc: Listen = Field(default_factory=Listen)
+    http: Listen | None = None
+    """OpenAI's and TEI's HTTP APIs. None: gRPC only."""
     metrics: Listen = Field(default_factory=Listen)
     tls: ServerTls | None = None
-    """None: plain text."""
+    """Of gRPC and HTTP. None: plain text."""
     embedder: EmbedderTarget
     valkey: ValkeyTarget | None = None
     """None: L1 only."""
@@ -241,7 +243,8 @@ class NodeConfig(_Frozen):
     epoch_poll_s: Annotated[float, Field(gt=0)] = 1.0
     """How often other nodes' invalidations are looked for, seconds."""
     announce_file: Path | None = None
-    """Written once listening: {"grpc": port, "metrics": port}. None: ports are only logged."""
+    """Written once listening: {"grpc": port, "metrics": port}, and "http" where there is one.
+    None: ports are only logged."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -1,4 +1,4 @@
-"""Everything that can go wrong here, as one tree, and the table that puts it on the wire.
+"""Everything that can go wrong here, as one tree, and the tables that put it on the wires.
 
 EmbedKeepError
 ├── InvalidRequest          the caller must change the request; never retried
@@ -23,8 +23,9 @@ Bugs stay outside the tree. Foreign errors become ours where they enter, with th
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import grpc
 import numpy as np
@@ -207,6 +208,49 @@ CODES: Mapping[type[EmbedKeepError], grpc.StatusCode] = MappingProxyType(
 )
 """The one table from the tree to gRPC; docs/reference shows it."""
 
+
+@dataclass(frozen=True, slots=True)
+class OverHttp:
+    """How an error is said over HTTP, in the words of each API's own server."""
+
+    openai: tuple[int, str, str | None]
+    """Status, `type` and `code`."""
+    tei: tuple[int, str]
+    """Status and `error_type`."""
+
+
+_INVALID = OverHttp((400, "invalid_request_error", None), (422, "validation"))
+_BACKEND = OverHttp((502, "server_error", "bad_embedder_answer"), (424, "backend"))
+_DOWN = OverHttp((503, "server_error", "unavailable"), (503, "unhealthy"))
+
+HTTP: Mapping[type[EmbedKeepError], OverHttp] = MappingProxyType(
+    {
+        InvalidRequest: _INVALID,
+        InvalidInput: OverHttp((400, "invalid_request_error", None), (413, "validation")),
+        InvalidVector: _INVALID,
+        UnknownModel: OverHttp(
+            (404, "invalid_request_error", "model_not_found"), (404, "validation")
+        ),
+        Unauthenticated: OverHttp(
+            (401, "invalid_request_error", "invalid_api_key"), (401, "validation")
+        ),
+        NotBuilt: OverHttp((400, "invalid_request_error", "unsupported"), (422, "tokenizer")),
+        NotCached: OverHttp((504, "server_error", "not_cached"), (504, "backend")),
+        ModelDrift: OverHttp((503, "server_error", "model_drift"), (424, "backend")),
+        DeadlineExceeded: OverHttp((504, "server_error", "timeout"), (504, "backend")),
+        Retryable: _DOWN,
+        Overloaded: OverHttp((429, "rate_limit_error", "overloaded"), (429, "overloaded")),
+        Unavailable: _DOWN,
+        EmbedderUnavailable: _DOWN,
+        InvalidConfig: OverHttp((500, "server_error", None), (424, "backend")),
+        InvalidResponse: _BACKEND,
+        Internal: OverHttp((500, "server_error", None), (424, "backend")),
+        EmbedKeepError: OverHttp((500, "server_error", None), (424, "backend")),
+    }
+)
+"""The one table from the tree to HTTP; docs/reference shows it. 504 for what is not cached is
+RFC 9111's word for only-if-cached (5.2.1.7)."""
+
 REASON_KEY = "embedkeep-reason"
 """Trailing metadata: the class of an error, by its reason."""
 
@@ -230,10 +274,19 @@ _BY_CODE: Mapping[int, type[EmbedKeepError]] = MappingProxyType(
 
 def code_of(error: EmbedKeepError) -> int:
     """The google.rpc.Code number of *error*, by its nearest class in the table."""
-    for cls in type(error).__mro__:
-        if (code := CODES.get(cls)) is not None:
-            return int(code.value[0])
-    raise AssertionError(type(error))  # the root is in the table
+    return int(_nearest(CODES, error).value[0])
+
+
+def over_http(error: EmbedKeepError) -> OverHttp:
+    """What to say over HTTP of *error*, by its nearest class in the table."""
+    return _nearest(HTTP, error)
+
+
+Said = TypeVar("Said")
+
+
+def _nearest(table: Mapping[type[EmbedKeepError], Said], error: EmbedKeepError) -> Said:
+    return next(table[cls] for cls in type(error).__mro__ if cls in table)  # the root is in both
 
 
 def from_wire(

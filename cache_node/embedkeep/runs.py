@@ -29,6 +29,8 @@ class Ports:
 
     grpc: int
     """The node, for services."""
+    http: int
+    """The node's OpenAI and TEI APIs."""
     metrics: int
     """The node's /metrics."""
     embedder_grpc: int
@@ -56,6 +58,11 @@ class Run:
     def address(self) -> str:
         """GRPC target of the node."""
         return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        """Of the node: what OpenAI's clients call the base URL, less its /v1."""
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.ports.http}"
 
     @property
     def way_in(self) -> ClientTls | None:

@@ -10,10 +10,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import grpc
@@ -67,11 +68,15 @@ async def serving(
     register: Callable[[grpc.aio.Server], None],
     health: Health,
     registry: CollectorRegistry,
+    beside: Mapping[str, int] = MappingProxyType({}),
 ) -> AsyncIterator[tuple[int, int]]:
     """Listen while the block runs; then take no new calls and let those in flight end.
 
     Health starts as NOT_SERVING; the owner sets it. Yields the ports of gRPC and metrics, and
     writes them to the announce file.
+
+    Args:
+        beside: Ports by name that the process listens on already, to be announced with ours.
 
     Raises:
         InvalidConfig: A port or an address cannot be bound, or a certificate cannot be read.
@@ -99,11 +104,10 @@ async def serving(
     try:
         ports = (_bind(server, endpoint), metrics_server.server_port)
         await server.start()
+        announced = {"grpc": ports[0], "metrics": ports[1], **beside}
         if endpoint.announce_file is not None:
-            _write_whole(
-                endpoint.announce_file, json.dumps({"grpc": ports[0], "metrics": ports[1]})
-            )
-        log.info("listening", grpc=ports[0], metrics=ports[1], tls=endpoint.tls is not None)
+            _write_whole(endpoint.announce_file, json.dumps(announced))
+        log.info("listening", **announced, tls=endpoint.tls is not None)
         yield ports
     finally:
         await health.set(serving=False)

@@ -49,6 +49,38 @@ def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
     )
 
 
+def server_context(tls: ServerTls) -> ssl.SSLContext:
+    """The same for servers that speak TLS through Python, as the HTTP facades do.
+
+    Raises:
+        InvalidConfig: A file cannot be read now, or is not what it should be.
+    """
+    files = (tls.cert_file, tls.key_file, tls.client_ca_file)
+    _server_config(tls)  # says which file cannot be read
+    try:
+        newest = _server_context(tls)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidConfig(
+            f"{tls.cert_file} and {tls.key_file} are no certificate and its key in PEM: {error}",
+            field="tls.cert_file",
+        ) from error
+    shown: Versions = ()
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called as each handshake begins, whether the client names a host or not."""
+        nonlocal newest, shown
+        try:
+            if (versions := _versions(files)) != shown:
+                newest, shown = _server_context(tls), versions
+        except (OSError, ssl.SSLError):
+            pass  # half written or wrong: the last good ones stay
+        connection.context = newest
+
+    first = _server_context(tls)
+    first.sni_callback = renew
+    return first
+
+
 def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     """What a client trusts and shows.
 
@@ -129,6 +161,17 @@ def _server_config(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
     pair = (_read(tls.key_file, "key_file"), _read(tls.cert_file, "cert_file"))
     authority = _read(tls.client_ca_file, "client_ca_file") if tls.client_ca_file else None
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=authority)
+
+
+def _server_context(tls: ServerTls) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    # Without a password it would ask for one at the terminal.
+    context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+    if tls.client_ca_file is not None:
+        context.load_verify_locations(tls.client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _versions(files: Iterable[Path | None]) -> Versions:

@@ -1,11 +1,12 @@
 """The cache nodes, as the resource asks for them."""
 
+from itertools import combinations
 from typing import Annotated
 
 from pydantic import Field
 
 from embedkeep_operator.api_pods import PodSettings, Resources
-from embedkeep_operator.fields import ObjectName, Part, Port, Quantity, Rule, Seconds, Text, there
+from embedkeep_operator.fields import ObjectName, Part, Port, Quantity, Seconds, Text, different
 
 
 class Memory(Part):
@@ -32,16 +33,12 @@ class Ports(Part):
 
     grpc: Port | None = None
     """Null: 50051 on Kubernetes, a free one for `embedkeep up`."""
+    http: Port | None = None
+    """OpenAI's and TEI's APIs. Null: 8080 on Kubernetes, a free one for `embedkeep up`."""
     metrics: Port | None = None
     """Null: 9090 on Kubernetes, a free one for `embedkeep up`."""
 
-    rules = (
-        Rule(
-            cel=f"!{there('grpc')} || !{there('metrics')} || self.grpc != self.metrics",
-            message="grpc and metrics must differ",
-            check=lambda part: part.grpc is None or part.grpc != part.metrics,
-        ),
-    )
+    rules = tuple(different(*pair) for pair in combinations(("grpc", "http", "metrics"), 2))
 
 
 class Nodes(PodSettings):

@@ -242,6 +242,16 @@ def ordered(*names: str) -> Rule:
     )
 
 
+def different(one: str, other: str) -> Rule:
+    """These two are not the same, where both are given."""
+    first, second = to_camel(one), to_camel(other)
+    return Rule(
+        cel=f"!{there(first)} || !{there(second)} || self.{first} != self.{second}",
+        message=f"{first} and {second} must differ",
+        check=lambda part: getattr(part, one) is None or getattr(part, one) != getattr(part, other),
+    )
+
+
 def each_name_once(field: str) -> Rule:
     """No two items of this list have one name; x-kubernetes-list-map-keys says it in the CRD."""
     return Rule(

@@ -56,6 +56,8 @@ class Place:
     metrics: Listen
     secrets: Path
     """Folder with <secret name>/<key>, as the kubelet mounts Secrets."""
+    http: Listen | None = None
+    """Of a node. None: gRPC only."""
     announce_file: Path | None = None
     """Written by the process once it listens."""
     drain_s: float = 20.0
@@ -85,6 +87,7 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
         model=model_spec(spec.model, place.secrets),
         agreement=agreement(resource),
         grpc=place.grpc,
+        http=place.http,
         metrics=place.metrics,
         tls=server_tls(security, place.secrets),
         embedder=EmbedderTarget(address=beside.embedder),

@@ -259,8 +259,8 @@ def said_to_run(
 ) -> Iterator[None]:
     """A cache as `embedkeep up` leaves it on disk; it is going on while the block runs."""
     ports = Ports(
-        grpc=int(address.rpartition(":")[2]), metrics=1, embedder_grpc=1, embedder_metrics=1,
-        valkey=1,
+        grpc=int(address.rpartition(":")[2]), http=1, metrics=1, embedder_grpc=1,
+        embedder_metrics=1, valkey=1,
     )  # fmt: skip
     known = tls.model_dump(mode="json") if tls is not None else None
     with claimed(root, name) as folder:

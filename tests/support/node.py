@@ -27,6 +27,7 @@ class Node:
     """A running node."""
 
     port: int
+    http_port: int
     metrics_port: int
     channel: grpc.aio.Channel
     stub: "cache_pb2_grpc.EmbeddingCacheAsyncStub"
@@ -128,6 +129,7 @@ def node_config(folder: Path, embedder_port: int, **fields: object) -> NodeConfi
                 "source": {"path": "/nowhere"},
             },
             "embedder": {"address": f"127.0.0.1:{embedder_port}"},
+            "http": {},
             "announce_file": str(folder / "node.json"),
             "epoch_poll_s": 0.05,
             "drain_s": 5.0,
@@ -159,7 +161,7 @@ async def running(config: NodeConfig, *, ready: bool = True) -> AsyncIterator[No
             stub: cache_pb2_grpc.EmbeddingCacheAsyncStub = cache_pb2_grpc.EmbeddingCacheStub(
                 channel
             )
-            yield Node(ports["grpc"], ports["metrics"], channel, stub, stop)
+            yield Node(ports["grpc"], ports["http"], ports["metrics"], channel, stub, stop)
     finally:
         stop.set()
         await task

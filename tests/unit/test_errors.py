@@ -7,6 +7,7 @@ import pytest
 from embedkeep import errors
 from embedkeep.errors import (
     CODES,
+    HTTP,
     EmbedderUnavailable,
     EmbedKeepError,
     Internal,
@@ -56,7 +57,7 @@ def test_every_error_has_a_reason_of_its_own() -> None:
 
 def test_every_error_that_can_be_sent_has_a_code() -> None:
     """Else a new class would travel as its parent without anybody having chosen that."""
-    assert set(CODES) == set(family()) - {PartialFailure}
+    assert set(CODES) == set(HTTP) == set(family()) - {PartialFailure}
 
 
 @pytest.mark.parametrize("cls", CODES)

@@ -19,7 +19,7 @@ RUN = Run(
     pid=7,
     started_at=1.5,
     file="/x.yaml",
-    ports=Ports(grpc=1, metrics=2, embedder_grpc=3, embedder_metrics=4, valkey=5),
+    ports=Ports(grpc=1, http=6, metrics=2, embedder_grpc=3, embedder_metrics=4, valkey=5),
 )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from contextlib import AbstractAsyncContextManager
 
 import grpc
 
@@ -10,7 +11,10 @@ from embedkeep.config import NodeConfig
 from embedkeep.errors import NotBuilt, Unavailable
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
+from embedkeep.node.calls import Calls
 from embedkeep.node.embedders import Embedders
+from embedkeep.node.http.facades import router
+from embedkeep.node.http.server import HttpServer
 from embedkeep.node.imports import Importer
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.service import CacheService
@@ -64,12 +68,13 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
                 config.valkey, shared=agreement, metrics=metrics, poll_s=config.epoch_poll_s
             )
 
+        calls = Calls(config=config, cache=cache, tenants=tenants)
         service = CacheService(
             config=config,
             cache=cache,
             importer=Importer(cache=cache, config=config, metrics=metrics),
             agreement=agreement,
-            tenants=tenants,
+            calls=calls,
         )
         health = Health([SERVICE])
 
@@ -94,18 +99,41 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
             if cache.tier is not None:
                 tasks.append(beside.create_task(cache.tier.run(), name="valkey"))
             try:
-                async with serving(
-                    endpoint, register=register, health=health, registry=metrics.registry
+                async with (
+                    _facades(config, calls, cache) as http,
+                    serving(
+                        endpoint,
+                        register=register,
+                        health=health,
+                        registry=metrics.registry,
+                        beside={"http": http.port} if http is not None else {},
+                    ),
                 ):
                     ready = beside.create_task(_ready(agreement, health), name="ready")
                     tasks.append(ready)
                     await stop.wait()
                     ready.cancel()
                     service.drain()
+                    if http is not None:
+                        http.drain()
             finally:
                 await cache.close()
                 for task in tasks:
                     task.cancel()
+
+
+def _facades(
+    config: NodeConfig, calls: Calls, cache: Cache
+) -> AbstractAsyncContextManager[HttpServer | None]:
+    if config.http is None:
+        return contextlib.nullcontext()
+    return HttpServer(
+        config.http,
+        router(config, calls, cache),
+        tls=config.tls,
+        max_body_bytes=config.limits.max_message_bytes,
+        drain_s=config.drain_s,
+    )
 
 
 async def _ready(agreement: Agreement, health: Health) -> None:

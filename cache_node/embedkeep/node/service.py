@@ -1,34 +1,25 @@
 """The wire: embedkeep.v1.EmbeddingCache in terms of `cache`, and errors in terms of gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Final
 
 from embedkeep import views
 from embedkeep.config import NodeConfig
-from embedkeep.errors import (
-    DeadlineExceeded,
-    EmbedKeepError,
-    InvalidRequest,
-    Retryable,
-    UnknownModel,
-    code_of,
-)
-from embedkeep.node.admission import Admission, Urgency
+from embedkeep.errors import EmbedKeepError, InvalidRequest, Retryable, code_of
+from embedkeep.node.admission import Urgency
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
+from embedkeep.node.calls import Calls, check_count
 from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.imports import Importer
 from embedkeep.node.imports_wire import batch_of, response_of
 from embedkeep.node.metrics import Result
-from embedkeep.node.tenants import Partition, Tenants
+from embedkeep.node.tenants import Partition
 from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
-ROW_BYTES: Final = 288
-"""Of a row in an answer beside its vector: source, status, tokens, and an error of full length."""
 MESSAGE_CHARS: Final = 200
 """Longest message of one row's error. A call's own error is never cut."""
 
@@ -65,7 +56,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         cache: Answers.
         importer: Takes in what callers bring.
         agreement: What is served; told of invalidations.
-        tenants: Who may call.
+        calls: Who may call, and how much.
     """
 
     def __init__(
@@ -75,14 +66,13 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         cache: Cache,
         importer: Importer,
         agreement: Agreement,
-        tenants: Tenants,
+        calls: Calls,
     ) -> None:
         self._config = config
         self._cache = cache
         self._importer = importer
         self._agreement = agreement
-        self._tenants = tenants
-        self._calls = Admission(config.limits.max_concurrent_calls, what="calls")
+        self._calls = calls
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -94,7 +84,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.EmbedResponse:
         """See the .proto file."""
         try:
-            with self._call(context):
+            with self._calls.entered(context.invocation_metadata() or ()):
                 return await self._embed(request, context, context.time_remaining())
         except EmbedKeepError as error:
             await refuse(context, error)
@@ -104,7 +94,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> None:
         """See the .proto file."""
         try:
-            with self._call(context):
+            with self._calls.entered(context.invocation_metadata() or ()):
                 await self._stream(request_iterator, context)
         except EmbedKeepError as error:
             await refuse(context, error)
@@ -114,12 +104,12 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.ImportResponse:
         """See the .proto file."""
         try:
-            with self._call(context) as tenant:
-                self._check_count(len(request.inputs))
-                prompt = self._prompt(request.model, request.prompt)
+            with self._calls.entered(context.invocation_metadata() or ()) as tenant:
+                check_count(len(request.inputs), most=self._calls.max_message_inputs)
+                prompt = self._calls.prompt(request.model, request.prompt)
                 batch = batch_of(request, prompt=prompt, space=self._cache.serving())
                 taken = await self._importer.take(
-                    batch, tenant, timeout_s=self._timeout_s(context.time_remaining())
+                    batch, tenant, timeout_s=self._calls.timeout_s(context.time_remaining())
                 )
                 return response_of(taken)
         except EmbedKeepError as error:
@@ -130,7 +120,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.InvalidateResponse:
         """See the .proto file."""
         try:
-            with self._call(context) as tenant:
+            with self._calls.entered(context.invocation_metadata() or ()) as tenant:
                 await self._invalidate(request, tenant)
                 return cache_pb2.InvalidateResponse(epoch=tenant.epoch)
         except EmbedKeepError as error:
@@ -141,41 +131,26 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.InfoResponse:
         """See the .proto file."""
         try:
-            tenant = self._tenants.authenticate(context.invocation_metadata() or ())
+            tenant = self._calls.caller(context.invocation_metadata() or ())
         except EmbedKeepError as error:
             await refuse(context, error)
         config, space = self._config, self._cache.space
         return cache_pb2.InfoResponse(
             version=version("embedkeep"),
             model=config.model.name,
-            aliases=[config.name, *(f"{config.name}:{prompt}" for prompt in config.model.prompts)],
+            aliases=self._calls.aliases,
             prompts=list(config.model.prompts),
             fingerprint=space.fingerprint if space else "",
             dimensions=space.dimensions if space else 0,
             max_tokens=space.max_tokens if space else 0,
             epoch=tenant.epoch,
-            max_inputs=self._max_inputs(),
+            max_inputs=self._calls.max_message_inputs,
             max_input_bytes=config.limits.max_input_bytes,
             max_message_bytes=config.limits.max_message_bytes,
             tiers=self._tiers(),
             imports=config.imports,
             min_cosine=space.min_canary_cosine if space else 0.0,
         )
-
-    @contextmanager
-    def _call(self, context: Context) -> Iterator[Partition]:
-        """Count a call in, as its tenant's; strangers are refused before they hold anything.
-
-        Raises:
-            Unauthenticated: No tenant's.
-            Overloaded: Too many calls, or too many of that tenant.
-        """
-        tenant = self._tenants.authenticate(context.invocation_metadata() or ())
-        self._calls.enter(tenant.tag, 1)
-        try:
-            yield tenant
-        finally:
-            self._calls.leave(tenant.tag, 1)
 
     def _tiers(self) -> list[cache_pb2.Tier]:
         tier, embedder = self._cache.tier, self._agreement.embedder_problem
@@ -189,27 +164,13 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         )
         return tiers
 
-    def _max_inputs(self) -> int:
-        """Inputs a request, so that any answer fits a message."""
-        limits, space = self._config.limits, self._cache.space
-        row = ROW_BYTES + 4 * (space.dimensions if space else 0)
-        return max(1, min(limits.max_inputs, (limits.max_message_bytes - 4096) // row))
-
     async def _embed(
         self, request: cache_pb2.EmbedRequest, context: Context, timeout_s: float | None
     ) -> cache_pb2.EmbedResponse:
-        tenant = self._tenants.authenticate(context.invocation_metadata() or ())
-        timeout_s = self._timeout_s(timeout_s)
+        tenant = self._calls.caller(context.invocation_metadata() or ())
         asked = self._parse(request)
-        answer = await self._cache.answer(asked, tenant, timeout_s=timeout_s)
+        answer = await self._calls.answer(asked, tenant, timeout_s=self._calls.timeout_s(timeout_s))
         return render(answer, asked.view)
-
-    def _timeout_s(self, given_s: float | None) -> float:
-        if given_s is None:
-            return self._config.limits.default_timeout_s
-        if given_s <= 0:
-            raise DeadlineExceeded("time was up before the request was read")
-        return given_s
 
     async def _stream(
         self, messages: AsyncIterator[cache_pb2.EmbedStreamRequest], context: Context
@@ -270,12 +231,12 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
                 read.cancel()
 
     async def _invalidate(self, request: cache_pb2.InvalidateRequest, tenant: Partition) -> None:
-        prompt = self._prompt(request.model, request.inputs.prompt)
+        prompt = self._calls.prompt(request.model, request.inputs.prompt)
         tier = self._cache.tier
         match request.WhichOneof("scope"):
             case "inputs":
                 texts = list(request.inputs.inputs)
-                self._check_count(len(texts))
+                check_count(len(texts), most=self._calls.max_message_inputs)
                 for index, text in enumerate(texts):
                     if error := check(text, self._config.limits.max_input_bytes):
                         raise InvalidRequest(f"inputs[{index}]: {error}")
@@ -293,12 +254,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         Raises:
             InvalidRequest: A field is wrong; names it.
         """
-        self._check_count(len(request.inputs))
+        check_count(len(request.inputs), most=self._calls.max_message_inputs)
         control = request.cache_control
-        if control.no_cache and control.only_if_cached:
-            raise InvalidRequest(
-                "cache_control: no_cache and only_if_cached exclude each other; give at most one"
-            )
         if request.priority not in _URGENCIES:
             raise InvalidRequest(
                 f"priority: {request.priority} is none; 0 to {max(_URGENCIES)} are"
@@ -312,52 +269,15 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             normalize=request.view.normalize if request.view.HasField("normalize") else None,
             encoding=_ENCODINGS[request.view.encoding],
         )
-        if (space := self._cache.space) is not None:
-            views.resolve(
-                view, model_dimensions=space.dimensions, model_normalizes=space.normalized
-            )
         return Request(
             texts=list(request.inputs),
-            prompt=self._prompt(request.model, request.prompt),
+            prompt=self._calls.prompt(request.model, request.prompt),
             view=view,
             urgency=_URGENCIES[request.priority],
             store=not control.no_store,
             fresh=control.no_cache,
             cached_only=control.only_if_cached,
         )
-
-    def _check_count(self, count: int) -> None:
-        most = self._max_inputs()
-        if count == 0:
-            raise InvalidRequest("inputs: none were given; give at least one")
-        if count > most:
-            raise InvalidRequest(
-                f"inputs: {count} were given; at most {most} fit a request: split them, "
-                "as embedkeep's own clients do"
-            )
-
-    def _prompt(self, model: str, name: str) -> str:
-        """The prompt that a request asks for, by its name or by the model's alias.
-
-        Raises:
-            UnknownModel: No such model here.
-            InvalidRequest: No such prompt, or two different ones.
-        """
-        config = self._config
-        served, alias = _split(model, (config.name, config.model.name))
-        if not served:
-            raise UnknownModel(
-                f"model: {model!r} is not served here; this cache has {config.name!r} "
-                f"({config.model.name})"
-            )
-        if alias and name and alias != name:
-            raise InvalidRequest(f"prompt: {name!r}, but model names {alias!r}; give one of them")
-        if not (wanted := alias or name):
-            return ""
-        if wanted not in config.model.prompts:
-            known = ", ".join(map(repr, config.model.prompts)) or "none"
-            raise InvalidRequest(f"prompt: {wanted!r} is unknown; this cache has {known}")
-        return config.model.prompts[wanted]
 
 
 def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
@@ -395,13 +315,3 @@ def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
         saved_device_seconds=answer.saved_ns / 1e9,
         spent_device_seconds=answer.spent_ns / 1e9,
     )
-
-
-def _split(model: str, names: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether *model* is one of *names*, and the prompt in it where it is ``name:prompt``."""
-    if not model or model in names:
-        return True, ""
-    for name in names:
-        if model.startswith(f"{name}:"):
-            return True, model[len(name) + 1 :]
-    return False, ""

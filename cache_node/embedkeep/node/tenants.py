@@ -170,7 +170,8 @@ def read_keys(tenants: Sequence[Tenant], partitions: Sequence[Partition]) -> dic
 
 def _api_key(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:
     for name, value in metadata:
-        data = value.encode() if isinstance(value, str) else value
+        # HTTP's headers may hold bytes that are no UTF-8.
+        data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
         if name == "x-api-key":
             return data.strip()
         if name == "authorization" and data[:7].lower() == b"bearer ":

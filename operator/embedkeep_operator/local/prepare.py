@@ -143,7 +143,7 @@ def _write_configs(
     )
     node = node_config(
         resource,
-        _place(folder, "node", ports.grpc, ports.metrics, secrets),
+        _place(folder, "node", ports.grpc, ports.metrics, secrets, http=ports.http),
         Neighbours(
             embedder=f"{HOST}:{ports.embedder_grpc}",
             valkey_host=HOST,
@@ -178,9 +178,12 @@ def _programs(
     )
 
 
-def _place(folder: Path, name: str, grpc: int, metrics: int, secrets: Path) -> Place:
+def _place(  # noqa: PLR0913  # what a process is told of this machine
+    folder: Path, name: str, grpc: int, metrics: int, secrets: Path, *, http: int | None = None
+) -> Place:
     return Place(
         grpc=Listen(host=HOST, port=grpc),
+        http=Listen(host=HOST, port=http) if http is not None else None,
         metrics=Listen(host=HOST, port=metrics),
         secrets=secrets,
         announce_file=folder / f"{name}.announce.json",
@@ -228,15 +231,17 @@ def choose_ports(wanted: WantedPorts, *, wait_s: float) -> Ports:
     """
     with ExitStack() as held:  # all at once, so that none is given out twice
         grpc = held.enter_context(_bound("grpc", wanted.grpc, wait_s))
+        http = held.enter_context(_bound("http", wanted.http, wait_s))
         metrics = held.enter_context(_bound("metrics", wanted.metrics, wait_s))
         free = [held.enter_context(_bound("", None, 0)) for _ in range(3)]
-        numbers = [int(each.getsockname()[1]) for each in (grpc, metrics, *free)]
+        numbers = [int(each.getsockname()[1]) for each in (grpc, http, metrics, *free)]
     return Ports(
         grpc=numbers[0],
-        metrics=numbers[1],
-        embedder_grpc=numbers[2],
-        embedder_metrics=numbers[3],
-        valkey=numbers[4],
+        http=numbers[1],
+        metrics=numbers[2],
+        embedder_grpc=numbers[3],
+        embedder_metrics=numbers[4],
+        valkey=numbers[5],
     )
 
 

@@ -58,6 +58,11 @@ class Running:
         return f"127.0.0.1:{self.ports.grpc}"
 
     @property
+    def http_url(self) -> str:
+        """Of the node's OpenAI and TEI APIs."""
+        return f"{'https' if self.tls is not None else 'http'}://127.0.0.1:{self.ports.http}"
+
+    @property
     def metrics_url(self) -> str:
         """Of the node."""
         return f"http://127.0.0.1:{self.ports.metrics}/metrics"

@@ -129,6 +129,7 @@ def _shown(report: Report) -> RenderableType:
     run, info = report.run, report.info
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_row("gRPC", f"{run.address}{' (TLS)' if run.tls else ''}")
+    facts.add_row("OpenAI, TEI", run.http_url)
     facts.add_row("metrics", f"http://127.0.0.1:{run.ports.metrics}/metrics")
     facts.add_row("file", run.file)
     facts.add_row("process", str(run.pid))

@@ -126,7 +126,10 @@ async def _up(file: Path, flags: Flags) -> None:
 def _introduction(running: Running, *, logs: Path | None) -> list[str]:
     tls = " (TLS)" if running.tls is not None else ""
     kept = f"; logs in {logs}" if logs is not None else ""
-    where = f"gRPC on {running.address}{tls}, metrics on {running.metrics_url}{kept}"
+    where = (
+        f"gRPC on {running.address}{tls}, OpenAI and TEI on {running.http_url},"
+        f" metrics on {running.metrics_url}{kept}"
+    )
     return [*running.notes, f"{running.name}: {where}"]
 
 
@@ -188,7 +191,10 @@ async def _live(console: Console, local: Local, running: Running) -> None:
     """A picture, redrawn every second."""
     for note in running.notes:
         console.print(note, highlight=False)
-    title = f"embedkeep {running.name}   gRPC {running.address}   metrics {running.metrics_url}"
+    title = (
+        f"embedkeep {running.name}   gRPC {running.address}   HTTP {running.http_url}"
+        f"   metrics {running.metrics_url}"
+    )
 
     def drawn(counts: Counts, rate: dict[str, float]) -> RenderableType:
         return view.picture(
