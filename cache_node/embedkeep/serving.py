@@ -32,6 +32,11 @@ from embedkeep.tls import server_credentials
 MAX_CONNECTION_AGE_MS: Final = 300_000
 """Clients reconnect after five minutes, so that new servers get their share of old clients."""
 
+KEEPALIVE_MS: Final = 20_000
+KEEPALIVE_TIMEOUT_MS: Final = 10_000
+"""A caller that has vanished without a word is noticed within half a minute, and what it held is
+given back: gRPC's own two hours would let dead streams fill the bound on calls."""
+
 log = structlog.stdlib.get_logger()
 
 
@@ -88,6 +93,10 @@ async def serving(
             ("grpc.max_send_message_length", endpoint.max_message_bytes),
             ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
             ("grpc.max_connection_age_grace_ms", int(endpoint.drain_s * 1000)),
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            # A ping that measures bandwidth stands in keepalive's way, and has a minute of its own.
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),

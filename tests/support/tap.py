@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import struct
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -50,6 +50,8 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
     overloaded: bool = False
     steady: bool = False
     """The same text gets the same bits each time, as from a real model on one device."""
+    lie: Callable[[embedder_pb2.ComputeResponse], embedder_pb2.ComputeResponse] | None = None
+    """Made of each honest answer: its fields that are set replace those. None: all is honest."""
     calls: list[Call] = field(default_factory=list)
     computed: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     """All vectors ever returned for each text."""
@@ -120,7 +122,7 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
             for index, text in enumerate(call.texts)
             if text in self.broken
         ]
-        return embedder_pb2.ComputeResponse(
+        honest = embedder_pb2.ComputeResponse(
             vectors=b"".join(
                 nan if text in self.broken else self._compute(text, number, call.flow)
                 for text in call.texts
@@ -132,6 +134,7 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
             fingerprint=self.fingerprint,
             instance=self.instance,
         )
+        return honest if self.lie is None else told(honest, self.lie(honest))
 
     async def Describe(  # noqa: N802 - the wire's name
         self, _request: embedder_pb2.DescribeRequest, _context: Context
@@ -151,6 +154,17 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
             min_canary_cosine=0.9999,
             instance=self.instance,
         )
+
+
+def told(
+    honest: embedder_pb2.ComputeResponse, lie: embedder_pb2.ComputeResponse
+) -> embedder_pb2.ComputeResponse:
+    """*honest* with the fields of *lie* in their place; an empty lie leaves no row."""
+    fields = [field.name for field, _ in lie.ListFields()]
+    for name in fields or ["vectors", "tokens", "device_ns"]:
+        honest.ClearField(name)  # type: ignore[arg-type]  # its type names each field
+    honest.MergeFrom(lie)
+    return honest
 
 
 @asynccontextmanager

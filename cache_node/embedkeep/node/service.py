@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Final
 
+import grpc
+import structlog
+
 from embedkeep import views
 from embedkeep.config import NodeConfig
 from embedkeep.errors import EmbedKeepError, InvalidRequest, Retryable, code_of
@@ -19,6 +22,8 @@ from embedkeep.node.metrics import Result
 from embedkeep.node.tenants import Partition
 from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+
+log = structlog.stdlib.get_logger()
 
 MESSAGE_CHARS: Final = 200
 """Longest message of one row's error. A call's own error is never cut."""
@@ -186,10 +191,13 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             finally:
                 slots.release()
 
-        async with asyncio.TaskGroup() as answers:
-            async for message in self._until_draining(messages):
-                await slots.acquire()
-                answers.create_task(answer(message), name=f"stream request {message.id}")
+        try:
+            async with asyncio.TaskGroup() as answers:
+                async for message in self._until_draining(messages):
+                    await slots.acquire()
+                    answers.create_task(answer(message), name=f"stream request {message.id}")
+        except* grpc.aio.BaseError:  # the caller has left while it was written to
+            log.debug("a stream was left")
 
     async def _in_band(
         self, message: cache_pb2.EmbedStreamRequest, context: Context
