@@ -37,8 +37,27 @@ def tenant_salt(cluster_secret: bytes, tenant: str) -> bytes:
     return hmac.digest(pseudorandom, tenant.encode() + b"\x01", "sha256")
 
 
+def peer_token(cluster_secret: bytes) -> str:
+    """What the nodes of a cache show one another, 64 hexadecimal digits. HKDF as above.
+
+    Args:
+        cluster_secret: As for `tenant_salt`; no tenant's salt follows from the token.
+    """
+    pseudorandom = hmac.digest(b"embedkeep/peer/v1", cluster_secret, "sha256")
+    return hmac.digest(pseudorandom, b"token\x01", "sha256").hex()
+
+
 def _tag(label: bytes, value: bytes) -> bytes:
-    return hashlib.blake2b(value, digest_size=TAG_BYTES, person=label).digest()
+    """4 bytes without an opening brace.
+
+    What stands between two braces Valkey takes for the whole key when it chooses a slot, and all
+    entries of a tenant could come to lie in one.
+    """
+    tag = value
+    while True:
+        tag = hashlib.blake2b(tag, digest_size=TAG_BYTES, person=label).digest()
+        if b"{" not in tag:
+            return tag
 
 
 def space_tag(fingerprint: str) -> bytes:

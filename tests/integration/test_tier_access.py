@@ -11,7 +11,7 @@ import pytest
 
 from embedkeep.config import ValkeyTarget
 from embedkeep.errors import InvalidConfig
-from embedkeep.node.tier import read_address
+from embedkeep.node.connection import read_address
 from support.certificates import Authority
 from support.tier import running
 from support.valkey import START_TIMEOUT_S, Valkey, free_port

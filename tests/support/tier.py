@@ -10,7 +10,8 @@ from embedkeep.config import ValkeyTarget
 from embedkeep.errors import Unavailable
 from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.node.metrics import Metrics
-from embedkeep.node.tier import Run, ValkeyTier
+from embedkeep.node.tier import ValkeyTier
+from embedkeep.node.tiers import Run
 from embedkeep.records import Entry
 
 WAIT_S = 30.0
@@ -27,7 +28,7 @@ class Synced:
         self.running = False
         self.refuses = False
 
-    async def sync(self, run: Run) -> None:
+    async def sync(self, run: Run) -> str | None:
         self.running = True
         try:
             (reply,) = await run([("PING",)])
@@ -36,6 +37,7 @@ class Synced:
         if self.refuses or reply != b"PONG":
             raise Unavailable(f"nothing can be shared: {reply!r}")
         self.count += 1
+        return None
 
 
 class Tier:

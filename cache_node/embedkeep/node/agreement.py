@@ -1,7 +1,9 @@
 """What the nodes of a cache agree on through Valkey: the space, and each tenant's epoch."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final
 
 import hiredis
@@ -12,7 +14,7 @@ from embedkeep.node.connection import Command, Reply
 from embedkeep.node.embedders import Embedders
 from embedkeep.node.space import Space, decode, drift, encode
 from embedkeep.node.tenants import Partition, Tenants
-from embedkeep.node.tier import Run, ValkeyTier
+from embedkeep.node.tiers import Run, Tier
 
 LOOK_S: Final = 0.25
 """Between looks for an embedder while none answers, seconds."""
@@ -22,17 +24,12 @@ LOOK_AGAIN_S: Final = 5.0
 _EPOCHS: Final = b"embedkeep:epochs"
 _FORGOTTEN: Final = b"embedkeep:forgotten"
 _MERGE: Final = """
-local merged = {}
 for i = 1, #ARGV, 2 do
   local held = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
-  local ours = tonumber(ARGV[i + 1])
-  if ours > held then
+  if tonumber(ARGV[i + 1]) > held then
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-    held = ours
   end
-  merged[#merged + 1] = held
 end
-return merged
 """
 """Each tenant's number becomes the larger of Valkey's and ours. A Valkey that came back empty thus
 learns them from its nodes."""
@@ -63,6 +60,8 @@ class Agreement:
         self._on_space = on_space
         self._on_epoch = on_epoch
         self._record: bytes | None = None
+        self._sure = False
+        """The one with the last word on the space was heard."""
         self.space: Space | None = None
         """What this node serves; None: nothing is known yet."""
         self.adopted = asyncio.Event()
@@ -72,30 +71,40 @@ class Agreement:
         self.drifting = False
         """The last embedder that was compared computes something else."""
 
-    async def sync(self, run: Run) -> None:
-        """Merge epochs and settle the space, with what Valkey holds.
+    async def sync(self, run: Run, here: Callable[[bytes], bytes] = bytes) -> str | None:
+        """Merge epochs and settle the space, with what a Valkey holds.
+
+        Reading goes first, so that one that takes no writes can still be believed.
+
+        Args:
+            here: The name of that Valkey's copy of what has this name. The one whose copy needs no
+                other name has the last word on the space.
+
+        Returns: Why the epochs could be read and not written. None: they could, or need not be.
 
         Raises:
-            Unavailable: Valkey could not be read or written.
+            Unavailable: Valkey could not be read, or did not keep the space.
         """
-        epochs, forgotten, record = await run(
-            [
-                self._merge(_EPOCHS, lambda partition: partition.epoch),
-                self._merge(_FORGOTTEN, lambda partition: partition.forgotten),
-                ("GET", self._key),
-            ]
-        )
-        partitions = self._tenants.partitions
-        for partition, epoch, when in zip(
-            partitions, _numbers(epochs), _numbers(forgotten), strict=True
-        ):
-            if epoch > partition.epoch or when > partition.forgotten:
-                partition.epoch = max(epoch, partition.epoch)
-                partition.forgotten = max(when, partition.forgotten)
-                self._on_epoch(partition)
-        await self._settle(_record(record), run)
+        names, key = (here(_EPOCHS), here(_FORGOTTEN)), here(self._key)
+        tags = [partition.tag.hex().encode() for partition in self._tenants.partitions]
+        asked: list[Command] = [("HMGET", name, *tags) for name in names]
+        *held, record = await run([*asked, ("GET", key)])
+        theirs = [_numbers(numbers, len(tags)) for numbers in held]
+        self._learn(*theirs)
+        await self._settle(_record(record), run, key)
+        # Only now: what was asked for while Valkey answered is told as well.
+        ours = list(zip(*map(_times, self._tenants.partitions), strict=True))
+        behind: list[Command] = [
+            ("EVAL", _MERGE, 1, name, *chain(*zip(tags, mine, strict=True)))
+            for name, mine, known in zip(names, ours, theirs, strict=True)
+            if any(own > held for own, held in zip(mine, known, strict=True))
+        ]
+        for reply in await run(behind):
+            if isinstance(reply, hiredis.HiredisError):
+                return f"Valkey takes no writes: {reply}"
+        return None
 
-    async def follow_embedder(self, embedders: Embedders, tier: ValkeyTier | None) -> None:
+    async def follow_embedder(self, embedders: Embedders, tier: Tier | None) -> None:
         """Look for embedders until cancelled; the first one seen may set the space.
 
         What Valkey holds goes first: a new embedder is only believed once Valkey was tried.
@@ -124,16 +133,19 @@ class Agreement:
         self.drifting = why is not None
         self.embedder_problem = why
 
-    def _merge(self, name: bytes, number: Callable[[Partition], int]) -> Command:
-        ours = [
-            part
-            for partition in self._tenants.partitions
-            for part in (partition.tag.hex().encode(), number(partition))
-        ]
-        return ("EVAL", _MERGE, 1, name, *ours)
+    def _learn(self, epochs: Sequence[int], forgotten: Sequence[int]) -> None:
+        for partition, epoch, when in zip(self._tenants.partitions, epochs, forgotten, strict=True):
+            if epoch > partition.epoch or when > partition.forgotten:
+                partition.epoch = max(epoch, partition.epoch)
+                partition.forgotten = max(when, partition.forgotten)
+                self._on_epoch(partition)
 
-    async def _settle(self, record: bytes | None, run: Run) -> None:
+    async def _settle(self, record: bytes | None, run: Run, key: bytes) -> None:
         """Adopt what is agreed; agree on ours where nothing is."""
+        if key != self._key:
+            await self._settle_copy(record, run, key)
+            return
+        self._sure = True
         if record is not None and record == self._record:
             return
         try:
@@ -155,6 +167,18 @@ class Agreement:
         if agreed != self.space:
             self._adopt(agreed)
 
+    async def _settle_copy(self, record: bytes | None, run: Run, key: bytes) -> None:
+        """Believe a copy while nothing else is known; else see that it says what we know."""
+        if self.space is None:
+            if record is not None:
+                with contextlib.suppress(InvalidResponse):
+                    self._adopt(decode(record))
+                    self._record = record
+            return
+        ours = self._record or encode(self.space)
+        if record is None or (self._sure and record != ours):
+            await run([("SET", key, ours)])
+
     def _adopt(self, space: Space) -> None:
         log.info("space adopted", fingerprint=space.fingerprint, dimensions=space.dimensions)
         self.space = space
@@ -162,10 +186,19 @@ class Agreement:
         self._on_space(space)
 
 
-def _numbers(reply: Reply) -> list[int]:
-    if not isinstance(reply, list):
-        raise Unavailable(f"epochs cannot be merged: {reply!r}")
-    return [number for number in reply if isinstance(number, int)]
+def _times(partition: Partition) -> tuple[int, int]:
+    """What only grows."""
+    return partition.epoch, partition.forgotten
+
+
+def _numbers(reply: Reply, count: int) -> list[int]:
+    """Numbers of a hash; 0: not in it."""
+    if not isinstance(reply, list) or len(reply) != count:
+        raise Unavailable(f"epochs cannot be read: {reply!r}")
+    try:
+        return [int(each) if isinstance(each, bytes) else 0 for each in reply]
+    except ValueError as error:
+        raise Unavailable(f"epochs cannot be read: {reply!r}") from error
 
 
 def _record(reply: Reply) -> bytes | None:

@@ -32,7 +32,7 @@ from embedkeep.node.imports import Landings
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
-from embedkeep.node.tier import ValkeyTier
+from embedkeep.node.tiers import Tier
 from embedkeep.records import Entry
 from embedkeep.v1 import embedder_pb2
 
@@ -95,7 +95,7 @@ class Cache:
         self.landings = Landings()
         """What imports are about to store."""
         self._arena: Arena | None = None
-        self.tier: ValkeyTier | None = None
+        self.tier: Tier | None = None
         """Set once by the owner, before the first request; None: no Valkey."""
         self.space: Space | None = None
         """Which model's vectors are held; None: none was agreed yet."""

@@ -17,7 +17,8 @@ from typing import Final, cast
 
 import hiredis
 
-from embedkeep.errors import Unavailable
+from embedkeep.config import ValkeyTarget
+from embedkeep.errors import InvalidConfig, Unavailable
 
 Reply = bytes | int | None | hiredis.HiredisError | list["Reply"]
 """What RESP2 holds; errors are values, since one command's failure is not the pipeline's."""
@@ -158,6 +159,40 @@ class Address:
     def __repr__(self) -> str:
         """Without the password."""
         return f"{self.host}:{self.port}"
+
+
+def read_address(target: ValkeyTarget) -> Address:
+    """*target* with its secrets read.
+
+    Raises:
+        Unavailable: A file cannot be read now; it may be mounted later.
+        InvalidConfig: A file is not what it should be.
+    """
+    try:
+        password = (
+            target.password_file.read_text().strip() if target.password_file is not None else None
+        )
+        context = None
+        if target.tls is not None:
+            context = ssl.create_default_context(cafile=target.tls.ca_file)
+            if target.tls.cert_file is not None:
+                context.load_cert_chain(target.tls.cert_file, target.tls.key_file)
+    except ssl.SSLError as error:
+        raise InvalidConfig(f"no usable certificate: {error}", field="valkey.tls") from error
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(
+            f"{target.password_file} is no text", field="valkey.password_file"
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"valkey: {error.filename}: {error.strerror}") from error
+    return Address(
+        host=target.host,
+        port=target.port,
+        username=target.username,
+        password=password,
+        tls=context,
+        server_name=target.tls.server_name if target.tls is not None else None,
+    )
 
 
 async def connect(

@@ -7,20 +7,23 @@ from contextlib import AbstractAsyncContextManager
 
 import grpc
 
-from embedkeep.config import NodeConfig
+from embedkeep.config import NodeConfig, ValkeyTarget
 from embedkeep.errors import NotBuilt, Unavailable
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.calls import Calls
+from embedkeep.node.connection import read_address
 from embedkeep.node.embedders import Embedders
 from embedkeep.node.http.facades import router
 from embedkeep.node.http.server import HttpServer
 from embedkeep.node.imports import Importer
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.service import CacheService
+from embedkeep.node.shards import Shards
 from embedkeep.node.space import agreement_key
 from embedkeep.node.tenants import open_tenants
-from embedkeep.node.tier import ValkeyTier, read_address
+from embedkeep.node.tier import ValkeyTier
+from embedkeep.node.tiers import Tier
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
@@ -64,9 +67,8 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
         if config.valkey is not None:
             with contextlib.suppress(Unavailable):  # what is not mounted yet is read later
                 read_address(config.valkey)
-            cache.tier = ValkeyTier(
-                config.valkey, shared=agreement, metrics=metrics, poll_s=config.epoch_poll_s
-            )
+            cache.tier = tier = open_tier(config, config.valkey, agreement, metrics)
+            metrics.breaker_open.labels("valkey").set_function(lambda: tier.left_alone)
 
         calls = Calls(config=config, cache=cache, tenants=tenants)
         service = CacheService(
@@ -134,6 +136,16 @@ def _facades(
         max_body_bytes=config.limits.max_message_bytes,
         drain_s=config.drain_s,
     )
+
+
+def open_tier(
+    config: NodeConfig, target: ValkeyTarget, agreement: Agreement, metrics: Metrics
+) -> Tier:
+    """The Valkey beside this node, or all of its cluster."""
+    poll_s = config.epoch_poll_s
+    if config.cluster is None or len(config.cluster.members) == 1:
+        return ValkeyTier(target, shared=agreement, metrics=metrics, poll_s=poll_s)
+    return Shards(target, config.cluster, shared=agreement, metrics=metrics, poll_s=poll_s)
 
 
 async def _ready(agreement: Agreement, health: Health) -> None:

@@ -63,7 +63,10 @@ class Metrics:
             "embedkeep_refused", "Inputs refused because too many were waiting.", registry=registry
         )
         self.breaker_open = Gauge(
-            "embedkeep_breaker_open", "1 while a tier is left alone.", ["tier"], registry=registry
+            "embedkeep_breaker_open",
+            "How many of a tier's parts are left alone: without a cluster 1 while its Valkey is.",
+            ["tier"],
+            registry=registry,
         )
         self.corrupt = Counter(
             "embedkeep_corrupt_records",
@@ -104,5 +107,5 @@ class Metrics:
             self.bytes.labels(tier).set(0)
             self.evictions.labels(tier)
         self.breaker_open.labels("valkey").set(0)
-        for kind in ("timeout", "lost", "error", "read_skipped", "write_dropped"):
+        for kind in ("timeout", "lost", "error", "moved", "read_skipped", "write_dropped"):
             self.valkey_failures.labels(kind)

@@ -7,11 +7,10 @@ Reads and writes have a connection each, so that a burst of writes does not dela
 
 import asyncio
 import math
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import hiredis
 import structlog
@@ -20,8 +19,9 @@ from embedkeep.config import ValkeyTarget
 from embedkeep.errors import InvalidConfig, Overloaded, Unavailable
 from embedkeep.keys import Key
 from embedkeep.node.breaker import Breaker
-from embedkeep.node.connection import Address, Command, Connection, Reply, connect
+from embedkeep.node.connection import Command, Connection, Reply, connect, read_address
 from embedkeep.node.metrics import Metrics
+from embedkeep.node.tiers import Shared
 from embedkeep.records import CorruptRecord, Entry, decode, encode
 
 STALL_S: Final = 1.0
@@ -29,21 +29,13 @@ STALL_S: Final = 1.0
 SYNC_TIMEOUT_S: Final = 2.0
 STORE_BYTES: Final = 1 << 20
 """Of an import, written at once; then the replies are waited for."""
+LOOK_AGAIN_S: Final = 0.05
+"""Shortest time between two syncs that redirected commands ask for."""
 READ_QUEUE_BYTES: Final = 16 << 20
 CONTROL_QUEUE_BYTES: Final = 1 << 20
 """Room for syncs and deletes behind a full queue of writes: else a burst would shut the tier."""
 
 log = structlog.stdlib.get_logger()
-
-Run = Callable[[Sequence[Command]], Awaitable[list[Reply]]]
-"""Runs commands in order and gives their replies, or raises Unavailable."""
-
-
-class Shared(Protocol):
-    """State that a cache's nodes share through Valkey."""
-
-    async def sync(self, run: Run) -> None:
-        """Merge what Valkey holds with what this node knows, both ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +56,24 @@ class ValkeyTier:
         shared: Synced before the tier opens and every *poll_s* after.
         metrics: Where failures are counted.
         poll_s: Between syncs, seconds.
+        measured: Its entries, bytes and evictions are this node's to tell.
     """
 
     def __init__(
-        self, target: ValkeyTarget, *, shared: Shared, metrics: Metrics, poll_s: float
+        self,
+        target: ValkeyTarget,
+        *,
+        shared: Shared,
+        metrics: Metrics,
+        poll_s: float,
+        measured: bool = True,
     ) -> None:
         self._target = target
         self._shared = shared
         self._metrics = metrics
         self._poll_s = poll_s
+        self._measured = measured
+        self._synced_at = -math.inf
         self._breaker = Breaker(pause_s=target.breaker_open_s)
         self._links: _Links | None = None
         self._wake = asyncio.Event()
@@ -86,6 +87,11 @@ class ValkeyTier:
     def open(self) -> bool:
         """Entries are read and written."""
         return self._breaker.closed
+
+    @property
+    def left_alone(self) -> int:
+        """1 while it is shut."""
+        return int(not self.open)
 
     async def run(self) -> None:
         """Keep the tier connected and in sync until cancelled."""
@@ -174,7 +180,7 @@ class ValkeyTier:
             replies = await self._run([(*self._set(key, part[key]), *condition) for key in part])
             for reply in replies:
                 if isinstance(reply, hiredis.HiredisError):
-                    self._metrics.valkey_failures.labels("error").inc()
+                    self._count_error(reply)
                     raise Unavailable(f"Valkey did not store: {reply}", retry_after_s=1.0)
             stored += sum(reply is not None for reply in replies)
         return stored
@@ -185,9 +191,12 @@ class ValkeyTier:
         Raises:
             Unavailable: Not known to be done.
         """
-        replies = await self._run([("DEL", *keys)])
-        if isinstance(reply := replies[0], hiredis.HiredisError):
-            raise Unavailable(f"Valkey did not delete: {reply}")
+        # One by one: keys of several slots are refused in one command by a member of a cluster.
+        for reply in await self._run([("DEL", key) for key in keys]):
+            if isinstance(reply, hiredis.HiredisError):
+                if _is_elsewhere(reply):
+                    self._look_again()
+                raise Unavailable(f"Valkey did not delete: {reply}")
 
     async def share(self) -> None:
         """Sync now, and see it done.
@@ -195,14 +204,17 @@ class ValkeyTier:
         Raises:
             Unavailable: Valkey could not be reached; it is told as soon as it can be.
         """
+        why: object
         try:
-            await self._shared.sync(self._run)
+            why = await self._shared.sync(self._run)
         except Unavailable as error:
+            why = error
+        if why is not None:
             self.resync()
             raise Unavailable(
-                f"done on this node; Valkey and the other nodes follow when it is back: {error}",
+                f"done on this node; Valkey and the other nodes follow when it is back: {why}",
                 retry_after_s=1.0,
-            ) from error
+            )
 
     def _set(self, key: Key, entry: Entry) -> Command:
         ttl = () if self._target.ttl_s is None else ("EX", self._target.ttl_s)
@@ -224,7 +236,9 @@ class ValkeyTier:
             if links is None:
                 links = self._links = await self._connect()
             await self._shared.sync(self._run)
-            await self._measure()
+            self._synced_at = time.monotonic()
+            if self._measured:
+                await self._measure()
         except Unavailable as error:
             if self._links is links:  # else `_lost` has seen to it
                 self._fail("lost", self._breaker.open(time.monotonic()), str(error))
@@ -235,7 +249,6 @@ class ValkeyTier:
             log.info("valkey tier open", valkey=f"{self._target.host}:{self._target.port}")
         self._breaker = self._breaker.close() if not self.open else self._breaker
         self.problem = None
-        self._metrics.breaker_open.labels("valkey").set(0)
 
     async def _pause(self) -> None:
         wait_s = self._poll_s if self.open else self._breaker.retry_at - time.monotonic()
@@ -287,7 +300,7 @@ class ValkeyTier:
         if reply is None:
             return None
         if not isinstance(reply, bytes):
-            self._metrics.valkey_failures.labels("error").inc()
+            self._count_error(reply)
             return None
         try:
             entry = decode(key, reply, dimensions=dimensions)
@@ -303,8 +316,19 @@ class ValkeyTier:
     def _written(self, done: asyncio.Future[list[Reply]]) -> None:
         if done.cancelled() or done.exception() is not None:
             self._metrics.valkey_failures.labels("write_dropped").inc()
-        elif isinstance(done.result()[0], hiredis.HiredisError):
-            self._metrics.valkey_failures.labels("error").inc()
+        elif isinstance(reply := done.result()[0], hiredis.HiredisError):
+            self._count_error(reply)
+
+    def _count_error(self, reply: Reply) -> None:
+        elsewhere = _is_elsewhere(reply)
+        self._metrics.valkey_failures.labels("moved" if elsewhere else "error").inc()
+        if elsewhere:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Slots are another's by now: sync, which looks whose, unless that was done just now."""
+        if time.monotonic() - self._synced_at > LOOK_AGAIN_S:
+            self.resync()
 
     def _read_timed_out(self, links: _Links, began: float) -> None:
         """Count a read that was given up; several in a row shut the tier."""
@@ -330,7 +354,6 @@ class ValkeyTier:
         if was_open:
             log.warning("valkey tier shut", why=why, pause_s=breaker.retry_at - time.monotonic())
         self.problem = why
-        self._metrics.breaker_open.labels("valkey").set(1)
         self._drop()
         self._wake.set()
 
@@ -360,40 +383,6 @@ async def _in_time(asked: asyncio.Future[list[Reply]], timeout_s: float) -> list
         asked.cancel()
 
 
-def read_address(target: ValkeyTarget) -> Address:
-    """*target* with its secrets read.
-
-    Raises:
-        Unavailable: A file cannot be read now; it may be mounted later.
-        InvalidConfig: A file is not what it should be.
-    """
-    try:
-        password = (
-            target.password_file.read_text().strip() if target.password_file is not None else None
-        )
-        context = None
-        if target.tls is not None:
-            context = ssl.create_default_context(cafile=target.tls.ca_file)
-            if target.tls.cert_file is not None:
-                context.load_cert_chain(target.tls.cert_file, target.tls.key_file)
-    except ssl.SSLError as error:
-        raise InvalidConfig(f"no usable certificate: {error}", field="valkey.tls") from error
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(
-            f"{target.password_file} is no text", field="valkey.password_file"
-        ) from error
-    except OSError as error:
-        raise Unavailable(f"valkey: {error.filename}: {error.strerror}") from error
-    return Address(
-        host=target.host,
-        port=target.port,
-        username=target.username,
-        password=password,
-        tls=context,
-        server_name=target.tls.server_name if target.tls is not None else None,
-    )
-
-
 def _parts(entries: Mapping[Key, Entry]) -> Iterator[Mapping[Key, Entry]]:
     """*entries* in parts of about `STORE_BYTES`, in order."""
     part: dict[Key, Entry] = {}
@@ -406,6 +395,13 @@ def _parts(entries: Mapping[Key, Entry]) -> Iterator[Mapping[Key, Entry]]:
             part, size = {}, 0
     if part:
         yield part
+
+
+def _is_elsewhere(reply: Reply) -> bool:
+    """A member of a cluster does not serve that slot, or not now."""
+    return isinstance(reply, hiredis.HiredisError) and str(reply).startswith(
+        ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN")
+    )
 
 
 def _info(text: bytes, field: bytes) -> int:
