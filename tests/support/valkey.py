@@ -48,7 +48,7 @@ class Valkey:
     def __init__(self, folder: Path, *arguments: str, config: Path | None = None) -> None:
         self.port = free_port()
         self._folder = folder
-        self._arguments = arguments
+        self.arguments = arguments
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -74,7 +74,7 @@ class Valkey:
         secret = ["--requirepass", password] if password else []
         return [
             "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-            "--dir", str(self._folder), *secret, *self._arguments,
+            "--dir", str(self._folder), *secret, *self.arguments,
         ]  # fmt: skip
 
     def run(
