@@ -131,7 +131,7 @@ async def measured(folder: Path, texts: list[str]) -> dict[str, dict[int, list[f
         await filled(with_l1, texts, Source.L1)
         await filled(without, texts, Source.VALKEY)
         password = (with_l1.folder / "valkey-password").read_text()
-        floor = Floor(with_l1.ports.valkey, password, texts)
+        floor = Floor(with_l1.ports.nodes[0].valkey, password, texts)
         with Client(with_l1.address) as l1, Client(without.address) as valkey:
             async with (
                 AsyncClient(with_l1.address) as l1_async,

@@ -24,18 +24,46 @@ NAME_RULE: Final = "lower-case letters, digits and -, beginning with a letter, n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodePorts:
+    """Where a node and the Valkey beside it listen."""
+
+    grpc: int
+    """For services."""
+    http: int
+    """OpenAI's and TEI's APIs."""
+    metrics: int
+    """/metrics."""
+    valkey: int
+    bus: int | None = None
+    """For the other shards' Valkeys. None: there is one shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """Where everything of one cache listens, on loopback."""
 
-    grpc: int
-    """The node, for services."""
-    http: int
-    """The node's OpenAI and TEI APIs."""
-    metrics: int
-    """The node's /metrics."""
+    nodes: tuple[NodePorts, ...]
+    """By shard."""
     embedder_grpc: int
     embedder_metrics: int
-    valkey: int
+
+    @property
+    def address(self) -> str:
+        """GRPC target: the node, or all of them for a client that balances over them."""
+        several = "ipv4:" if len(self.nodes) > 1 else ""
+        return several + ",".join(f"127.0.0.1:{node.grpc}" for node in self.nodes)
+
+    @property
+    def metrics_urls(self) -> dict[str, str]:
+        """Of each node and the embedder, by the process's name."""
+        ports = dict(zip(numbered("node", len(self.nodes)), self.nodes, strict=True))
+        found = {name: f"http://127.0.0.1:{node.metrics}/metrics" for name, node in ports.items()}
+        return {**found, "embedder": f"http://127.0.0.1:{self.embedder_metrics}/metrics"}
+
+
+def numbered(kind: str, count: int) -> tuple[str, ...]:
+    """Names of processes of one kind, by shard: node, or node-0, node-1 ... of several."""
+    return (kind,) if count == 1 else tuple(f"{kind}-{shard}" for shard in range(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +84,18 @@ class Run:
 
     @property
     def address(self) -> str:
-        """GRPC target of the node."""
-        return f"127.0.0.1:{self.ports.grpc}"
+        """As `Ports.address`."""
+        return self.ports.address
 
-    @property
-    def http_url(self) -> str:
-        """Of the node: what OpenAI's clients call the base URL, less its /v1."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.ports.http}"
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """What is served where, for people."""
+        scheme = "https" if self.tls else "http"
+        nodes = self.ports.nodes
+        return (
+            ("gRPC", f"{self.address}{' (TLS)' if self.tls else ''}"),
+            ("OpenAI and TEI", " ".join(f"{scheme}://127.0.0.1:{node.http}" for node in nodes)),
+            ("metrics", " ".join(f"http://127.0.0.1:{node.metrics}/metrics" for node in nodes)),
+        )
 
     @property
     def way_in(self) -> ClientTls | None:
@@ -78,11 +111,21 @@ def default_root() -> Path:
 
 
 def read_run(folder: Path) -> Run | None:
-    """What run.json says; None: there is none, or it cannot be read."""
+    """What run.json says; None: there is none, or another version wrote it."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        data = json.loads((folder / "run.json").read_text())
-        return Run(**{**data, "ports": Ports(**data["ports"])})
+        data = json.loads(_file(folder).read_text())
+        nodes = tuple(NodePorts(**node) for node in data["ports"]["nodes"])
+        return Run(**{**data, "ports": Ports(**{**data["ports"], "nodes": nodes})})
     return None
+
+
+def is_left_over(folder: Path) -> bool:
+    """A run wrote its run.json here and was killed."""
+    return _file(folder).exists() and not is_running(folder)
+
+
+def _file(folder: Path) -> Path:
+    return folder / "run.json"
 
 
 def is_running(folder: Path) -> bool:
@@ -111,11 +154,14 @@ def find(root: Path, name: str | None) -> list[Run]:
     folders = [root / name] if name is not None else sorted(root.glob("*/"))
     if runs := _going_on(folders):
         return runs
-    killed = [folder.name for folder in folders if read_run(folder) is not None]
+    killed = [folder.name for folder in folders if is_left_over(folder)]
     others = [run.name for run in _going_on(sorted(root.glob("*/")))]
     said = f"no cache named {name} runs here" if name is not None else "no cache runs here"
     if killed:
         said += f"; the last run of {', '.join(killed)} was killed"
+    unread = [each.name for each in folders if is_running(each) and read_run(each) is None]
+    if unread:
+        said += f"; {', '.join(unread)} is just starting, or another version of embedkeep runs it"
     advice = f"name {' or '.join(others)}, or start" if others else "start"
     raise InvalidConfig(f"{said}: {advice} one with `embedkeep up FILE`")
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from embedkeep.config import (
     Batching,
+    Cluster,
     EmbedderConfig,
     EmbedderTarget,
     HubSource,
@@ -74,6 +75,8 @@ class Neighbours:
     valkey_port: int
     valkey_password_file: Path | None
     cluster_secret_file: Path
+    cluster: Cluster | None = None
+    """Its peers. None: it has none."""
 
 
 def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> NodeConfig:
@@ -97,6 +100,7 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
             password_file=beside.valkey_password_file,
             ttl_s=nodes.ttl,
         ),
+        cluster=beside.cluster,
         l1_bytes=memory.l1,
         cluster_secret_file=beside.cluster_secret_file,
         tenants=tuple(

@@ -17,7 +17,7 @@ from embedkeep.cli.reading import BATCH_INPUTS, MAX_LINE_BYTES, batches, from_li
 from embedkeep.cli.writing import reporting
 from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unavailable
-from embedkeep.runs import Ports, Run
+from embedkeep.runs import NodePorts, Ports, Run
 from embedkeep.tls import server_credentials
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 from embedkeep_operator.local.state import claimed, write_run
@@ -259,9 +259,13 @@ def said_to_run(
 ) -> Iterator[None]:
     """A cache as `embedkeep up` leaves it on disk; it is going on while the block runs."""
     ports = Ports(
-        grpc=int(address.rpartition(":")[2]), http=1, metrics=1, embedder_grpc=1,
-        embedder_metrics=1, valkey=1,
-    )  # fmt: skip
+        nodes=tuple(
+            NodePorts(grpc=int(each.rpartition(":")[2]), http=1, metrics=1, valkey=1)
+            for each in address.split(",")
+        ),
+        embedder_grpc=1,
+        embedder_metrics=1,
+    )
     known = tls.model_dump(mode="json") if tls is not None else None
     with claimed(root, name) as folder:
         write_run(
@@ -293,6 +297,24 @@ def test_a_running_local_cache_is_found_by_its_name_or_alone(tmp_path: Path) -> 
             pytest.raises(InvalidConfig, match=r"several caches run here \(docs, more\)"),
         ):
             target_of(None, tmp_path)
+
+
+def test_a_cache_of_several_nodes_is_one_target_that_is_balanced(tmp_path: Path) -> None:
+    with said_to_run(tmp_path, "docs", "127.0.0.1:7,127.0.0.1:8", pid=1):
+        assert target_of("docs", tmp_path).address == "ipv4:127.0.0.1:7,127.0.0.1:8"
+    assert target_of("127.0.0.1:7,127.0.0.1:8", tmp_path) == target_of(
+        "ipv4:127.0.0.1:7,127.0.0.1:8", tmp_path
+    )
+
+
+def test_several_addresses_are_all_asked() -> None:
+    with running(FakeNode(), FakeNode()) as addresses:
+        for given in (",".join(addresses), f"ipv4:{','.join(addresses)}"):
+            assert run("--address", given, "a", "b").exit_code == 0
+
+        result = run("--address", f"{addresses[0]},node:1", "a")
+
+    assert str(failure(result)).startswith("--address: 'node:1': of several addresses each must")
 
 
 def test_a_cache_under_another_state_folder_is_found(address: str, tmp_path: Path) -> None:

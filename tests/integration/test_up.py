@@ -135,7 +135,7 @@ async def test_up_serves_tells_and_stops(place: Place) -> None:
         run = read_run(place.state / "docs")
         assert run is not None
         pids = pids_of(place)
-        async with AsyncClient(f"127.0.0.1:{run.ports.grpc}") as client:
+        async with AsyncClient(run.address) as client:
             rows = await client.embed(["one", "two", "one"])
             assert rows.shape == (3, 384)
             assert (rows[0] == rows[2]).all()
@@ -175,7 +175,7 @@ async def test_nothing_outlives_a_killed_up_and_the_next_one_takes_over(place: P
         assert (code, "the last run of docs was killed" in err) == (2, True)
         assert not is_running(place.state / "docs")
     async with place.local() as again:
-        assert again.ports.grpc == port
+        assert again.ports.nodes[0].grpc == port
         assert not set(pids) & {again.pid(name) for name in again.processes}
         assert (place.state / "docs" / "cluster-secret").read_bytes() == secret
         async with AsyncClient(again.address) as client:
@@ -240,7 +240,7 @@ async def test_free_ports_are_taken_where_the_files_own_are_in_use(place: Place)
         place.file.write_text(CACHE.replace("nodes:", f"nodes:\n    ports: {{grpc: {port}}}"))
 
         async with place.local(free_ports=True, wait_s=None) as running:
-            assert running.ports.grpc != port
+            assert running.ports.nodes[0].grpc != port
 
 
 async def test_a_port_in_use_is_named_before_anything_starts(place: Place) -> None:

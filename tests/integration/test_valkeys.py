@@ -105,11 +105,12 @@ async def three(folder: Path, *, forming: bool = True) -> AsyncIterator[Shards]:
         events: list[Event] = []
         board = Board()
         keeper = Forming(endpoints, PASSWORD, on_change=board.changed, on_event=events.append)
-        async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(keeper.run(), name="forming") if forming else None
+        if forming:
+            keeper.start()
+        try:
             yield Shards(valkeys, folders, endpoints, events, board, keeper)
-            if task is not None:
-                task.cancel()
+        finally:
+            await keeper.stop()
 
 
 async def test_three_new_ones_become_a_cluster_that_spreads_the_keys(tmp_path: Path) -> None:
@@ -163,10 +164,8 @@ async def test_halves_that_do_not_know_each_other_and_claim_the_same_are_merged(
         await shards.run("valkey-2", "CLUSTER", "ADDSLOTSRANGE", 100, 200)
         await shards.run("valkey-1", "CLUSTER", "MEET", third.host, third.port, third.bus_port)
 
-        task = asyncio.create_task(shards.forming.run())
+        shards.forming.start()
         await shards.until(lambda: shards.forming.whole)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
         claims = [view.own.slots for view in (await shards.seen()).values()]
         assert sum(claims) == slots.ALL

@@ -32,6 +32,19 @@ STUBBORN = READY.replace("pathlib.Path", "signal.signal(15, signal.SIG_IGN); pat
     "while True: signal.pause()\n"
 )
 ENDS_AT_ONCE = "import sys; print('cannot find the model', file=sys.stderr); sys.exit(3)"
+# Asked to end, it says so in a file of its own and waits for the file of another.
+ENDS_TOGETHER = """
+import pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path(sys.argv[1]).with_suffix(".ending").touch()
+    while not pathlib.Path(sys.argv[2]).exists():
+        time.sleep(0.005)
+    sys.exit(print("ended", flush=True))
+signal.signal(15, end)
+pathlib.Path(sys.argv[1]).touch()
+while True:
+    signal.pause()
+"""
 NEVER_READY = "import signal; signal.pause()"
 # A grandchild in the group, and one that left it; their ids stand in the file.
 WITH_OFFSPRING = """
@@ -134,16 +147,29 @@ async def test_a_refusal_after_it_was_ready_may_pass(stage: Stage) -> None:
         await supervisor.ready()
 
 
-async def test_programs_stop_in_the_reverse_order(stage: Stage) -> None:
-    code = "import signal, sys\n" + WELL_BEHAVED.replace(
+async def test_programs_stop_rank_by_rank_and_those_of_one_rank_together(stage: Stage) -> None:
+    """The nodes wait for each other's end here: stopped one by one, the first would be killed."""
+    ends = "import signal, sys\n" + WELL_BEHAVED.replace(
         "print(", "signal.signal(15, lambda *_: sys.exit(print('ended', flush=True)))\nprint("
     )
-    names = ("valkey", "embedder", "node")
-    async with stage.running(*(stage.program(name, code) for name in names)) as supervisor:
+    partners = {"node-0": "node-1", "node-1": "node-0"}
+    programs = [
+        replace(
+            stage.program(name, ENDS_TOGETHER if name in partners else ends, grace_s=20),
+            stop_rank=rank,
+        )
+        for name, rank in (("valkey", 0), ("embedder", 1), ("node-0", 2), ("node-1", 2))
+    ]
+    for place, program in enumerate(programs):
+        if program.name in partners:
+            ending = str(stage.folder / f"{partners[program.name]}.ending")
+            programs[place] = replace(program, command=(*program.command, ending))
+    async with stage.running(*programs) as supervisor:
         await supervisor.ready()
 
     ended = [name for name, _, text in stage.lines if text == "ended"]
-    assert ended == ["node", "embedder", "valkey"]
+    assert {*ended[:2]} == {"node-0", "node-1"}
+    assert ended[2:] == ["embedder", "valkey"]
     assert {child.state for child in supervisor.children.values()} == {State.STOPPED}
 
 
@@ -177,7 +203,8 @@ async def test_a_program_that_does_not_exist_is_given_up(stage: Stage) -> None:
     missing = stage.program("one", "")
     missing = Program(name="one", command=("/no/such/program",), probe=missing.probe)
     async with stage.running(missing) as supervisor:
-        reason = await supervisor.failed()
+        await supervisor.board.until(supervisor.lost)
+        reason = supervisor.failure()
 
     assert "cannot start /no/such/program: No such file or directory" in str(reason)
 

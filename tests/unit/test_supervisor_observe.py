@@ -2,11 +2,12 @@
 
 import io
 import time
+from dataclasses import replace
 
 from rich.console import Console
 
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, Sums, counts, rates, read
+from embedkeep_operator.local.observe import Counts, Sums, counts, rates, read, total
 from embedkeep_operator.local.supervisor import Event
 
 NODE = """\
@@ -33,9 +34,8 @@ embedkeep_embed_device_seconds_total{purpose="bulk"} 0.5
 embedkeep_embed_queue_inputs{purpose="demand"} 1
 embedkeep_embed_queue_inputs{purpose="bulk"} 2
 """
-SEEN = Counts(
-    node_answers=True,
-    embedder_answers=True,
+NODE_SEEN = Counts(
+    answers=True,
     lookups={"l1": 60, "valkey": 20, "coalesced": 10, "embedder": 10, "error": 3},
     entries={"l1": 7, "valkey": 9},
     bytes={"l1": 2048},
@@ -43,14 +43,38 @@ SEEN = Counts(
     open_breakers=("valkey",),
     corrupt=2,
     saved_device_s=1.5,
-    spent_device_s={"demand": 0.25, "bulk": 0.5},
     waiting_inputs=5,
-    queued_inputs=3,
 )
+EMBEDDER_SEEN = Counts(answers=True, spent_device_s={"demand": 0.25, "bulk": 0.5}, queued_inputs=3)
+SEEN = replace(NODE_SEEN, spent_device_s={"demand": 0.25, "bulk": 0.5}, queued_inputs=3)
 
 
 def test_metrics_are_read_whole() -> None:
-    assert counts(NODE, EMBEDDER) == SEEN
+    assert (counts(NODE), counts(EMBEDDER)) == (NODE_SEEN, EMBEDDER_SEEN)
+
+
+def test_a_node_and_its_embedder_count_as_one_cache() -> None:
+    assert total({"node": NODE_SEEN, "embedder": EMBEDDER_SEEN}) == SEEN
+
+
+def test_several_nodes_are_added_up_and_what_ails_one_names_it() -> None:
+    other = Counts(
+        answers=True, lookups={"l1": 1, "error": 1}, entries={"valkey": 1}, saved_device_s=0.5
+    )
+
+    both = total({"node-0": NODE_SEEN, "node-1": other, "embedder": EMBEDDER_SEEN})
+
+    assert both == replace(
+        SEEN,
+        lookups={"l1": 61, "valkey": 20, "coalesced": 10, "embedder": 10, "error": 4},
+        entries={"l1": 7, "valkey": 10},
+        saved_device_s=2.0,
+        open_breakers=("valkey of node-0",),
+    )
+
+
+def test_a_cache_answers_when_all_of_it_does() -> None:
+    assert not total({"node": NODE_SEEN, "embedder": Counts()}).answers
 
 
 def test_inputs_that_failed_are_no_answers() -> None:
@@ -58,13 +82,15 @@ def test_inputs_that_failed_are_no_answers() -> None:
 
 
 def test_nothing_asked_is_no_ratio_of_zero() -> None:
-    assert counts("", "").hit_ratio is None
+    assert counts("").hit_ratio is None
 
 
 async def test_processes_that_do_not_answer_count_nothing() -> None:
     gone = "http://127.0.0.1:1/metrics"
 
-    assert await read(gone, gone) == Counts()
+    assert await read({"node": gone, "embedder": gone}) == {
+        "node": Counts(), "embedder": Counts()
+    }  # fmt: skip
 
 
 def test_rates_are_inputs_a_second() -> None:
@@ -74,16 +100,14 @@ def test_rates_are_inputs_a_second() -> None:
     assert rates(before, now, over_s=2) == {"l1": 10, "embedder": 0, "valkey": 2.5}
 
 
-def looked(*, l1: float, saved: float, spent: float) -> Counts:
-    """What both processes say."""
-    return Counts(
-        node_answers=True,
-        embedder_answers=True,
-        lookups={"l1": l1},
-        entries={"l1": l1},
-        saved_device_s=saved,
-        spent_device_s={"demand": spent},
-    )
+def looked(*, l1: float, saved: float, spent: float) -> dict[str, Counts]:
+    """What a node and the embedder say."""
+    return {
+        "node-0": Counts(
+            answers=True, lookups={"l1": l1}, entries={"l1": l1}, saved_device_s=saved
+        ),
+        "embedder": Counts(answers=True, spent_device_s={"demand": spent}),
+    }
 
 
 def test_sums_go_on_over_restarts() -> None:
@@ -98,16 +122,32 @@ def test_sums_go_on_over_restarts() -> None:
     assert after.entries == {"l1": 6}, "what is held is no sum"
 
 
+def test_one_node_of_several_starts_anew_and_the_sum_goes_on() -> None:
+    """The sum of both never falls here: only each on its own shows the restart."""
+    sums = Sums()
+    sums.add({"node-0": counted(100), "node-1": counted(10)})
+
+    after = sums.add({"node-0": counted(5), "node-1": counted(200)})
+
+    assert after.lookups == {"l1": 100 + 5 + 200}
+
+
+def counted(l1: float) -> Counts:
+    """What a node says."""
+    return Counts(answers=True, lookups={"l1": l1})
+
+
 def test_a_process_that_is_silent_for_a_while_is_not_counted_twice() -> None:
     sums = Sums()
     sums.add(looked(l1=100, saved=5, spent=3))
 
-    silent = sums.add(Counts())
+    silent = sums.add({"node-0": Counts(), "embedder": Counts()})
     again = sums.add(looked(l1=103, saved=6, spent=4))
 
     assert (silent.lookups, silent.saved_device_s, silent.spent_device_s) == (
         {"l1": 100}, 5, {"demand": 3}
     )  # fmt: skip
+    assert silent.entries == {}, "nobody knows what is held now"
     assert (again.lookups, again.saved_device_s, again.spent_device_s) == (
         {"l1": 103}, 6, {"demand": 4}
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedkeep.errors import InvalidConfig
-from embedkeep.runs import Ports, Run, default_root, is_running, read_run
+from embedkeep.runs import NodePorts, Ports, Run, default_root, is_running, read_run
 from embedkeep_operator.local.state import (
     claimed,
     kept_secret,
@@ -19,7 +19,11 @@ RUN = Run(
     pid=7,
     started_at=1.5,
     file="/x.yaml",
-    ports=Ports(grpc=1, http=6, metrics=2, embedder_grpc=3, embedder_metrics=4, valkey=5),
+    ports=Ports(
+        nodes=(NodePorts(grpc=1, http=2, metrics=3, valkey=4),),
+        embedder_grpc=5,
+        embedder_metrics=6,
+    ),
 )
 
 

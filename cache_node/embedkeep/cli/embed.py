@@ -92,8 +92,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--with-text/--no-text", default=True, help="Put texts into JSON lines. [default: on]"
 )
 @click.option(
-    "-a", "--address", envvar="EMBEDKEEP_ADDRESS", metavar="HOST:PORT|NAME",
-    help="A node, or the name of a cache that `embedkeep up` runs here. "
+    "-a", "--address", envvar="EMBEDKEEP_ADDRESS", metavar="HOST:PORT[,...]|NAME",
+    help="A node, several with commas between them, or the name of a cache that `embedkeep up` "
+    "runs here. "
     "[default: the only one that runs here]",
 )  # fmt: skip
 @click.option(

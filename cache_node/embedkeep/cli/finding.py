@@ -1,8 +1,9 @@
-"""Which node `embedkeep embed` asks: an address, or a cache that `embedkeep up` runs here."""
+"""Which nodes `embedkeep embed` asks: an address, or a cache that `embedkeep up` runs here."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedkeep.client import dialling
 from embedkeep.config import ClientTls
 from embedkeep.errors import InvalidConfig
 from embedkeep.runs import find
@@ -13,7 +14,7 @@ class Target:
     """Whom to dial."""
 
     address: str
-    """GRPC target."""
+    """GRPC target; of several nodes one that is balanced over them."""
     tls: ClientTls | None = None
     """What `up` wrote down about a cache that runs here. None: plain text, or not known."""
 
@@ -22,14 +23,15 @@ def target_of(wanted: str | None, root: Path) -> Target:
     """The node that *wanted* means.
 
     Args:
-        wanted: An address, the name of a running cache, or None: the only one that runs.
+        wanted: An address, several with commas between them, the name of a running cache, or
+            None: the only one that runs.
         root: Where `embedkeep up` keeps its state.
 
     Raises:
         InvalidConfig: No such cache runs, or it is not clear which is meant.
     """
     if wanted is not None and ":" in wanted:
-        return Target(address=wanted)
+        return Target(address=_target(wanted))
     try:
         runs = find(root, wanted)
     except InvalidConfig as error:
@@ -38,3 +40,11 @@ def target_of(wanted: str | None, root: Path) -> Target:
         names = ", ".join(run.name for run in runs)
         raise InvalidConfig(f"several caches run here ({names}): name one", field="--address")
     return Target(address=runs[0].address, tls=runs[0].way_in)
+
+
+def _target(given: str) -> str:
+    try:
+        return dialling.target_of(given)
+    except InvalidConfig as error:
+        said = str(error).removeprefix(f"{error.field}: ")
+        raise InvalidConfig(said, field="--address") from error

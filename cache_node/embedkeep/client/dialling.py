@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from embedkeep.config import ClientTls  # see options
 
 _SCHEME: Final = re.compile(r"^(dns|ipv4|ipv6):")
+_SCHEMES: Final = ("dns:", "unix:", "ipv4:", "ipv6:", "xds:")
+"""A target with a scheme has its own grammar, which gRPC checks."""
 _SERVICE: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
@@ -36,11 +38,15 @@ _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
 def target_of(target: str | Sequence[str]) -> str:
     """A gRPC target. Several addresses become one that is balanced over all of them.
 
+    Args:
+        target: One, several, or several as one text with commas between them.
+
     Raises:
         InvalidConfig: Empty, without a port, or one of several is no IP address.
     """
     if isinstance(target, str):
-        return _checked(target)
+        several = "," in target and not target.startswith(_SCHEMES)
+        return target_of(target.split(",")) if several else _checked(target)
     if len(target) == 1:
         return _checked(target[0])
     versions = {_ip_version(address) for address in target}
@@ -78,8 +84,7 @@ def credentials(tls: "ClientTls | None") -> Credentials | None:
 
 def _checked(target: str) -> str:
     host, colon, port = target.rpartition(":")
-    # A target with a scheme has its own grammar, which gRPC checks.
-    if not target.startswith(("dns:", "unix:", "ipv4:", "ipv6:", "xds:")) and not (
+    if not target.startswith(_SCHEMES) and not (
         colon and host and port.isdecimal() and 0 < int(port) < 65536
     ):
         raise InvalidConfig(

@@ -66,7 +66,7 @@ class Client:
 
     Args:
         target: ``host:port``; ``dns:///name:port``, balanced over all nodes behind the name; or
-            several addresses of the same IP version.
+            several addresses of the same IP version, as a list or with commas between them.
         **options: See `Options`.
 
     Raises:

@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedkeep import AsyncClient, EmbedKeepError, Source
-from embedkeep_operator.local.observe import read
+from embedkeep_operator.local.observe import read, total
 from embedkeep_operator.local.replay import IN_FLIGHT, Tally, replay, sample
 from embedkeep_operator.local.runner import Local, Running
 
@@ -154,8 +154,8 @@ async def settled(running: Running, *, entries: int) -> Held:
 
 
 async def held(running: Running, tier: str) -> Held:
-    """What the node's metrics say of *tier*."""
-    counts = await read(running.metrics_url, running.embedder_metrics_url)
+    """What the metrics say of *tier*."""
+    counts = total(await read(running.ports.metrics_urls))
     return Held(entries=counts.entries.get(tier, 0), nbytes=counts.bytes.get(tier, 0))
 
 

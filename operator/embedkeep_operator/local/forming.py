@@ -42,17 +42,34 @@ class Forming:
         self._since_s = time.monotonic()
         self.reason = Reason.MISSING
         """Where it stands."""
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def whole(self) -> bool:
         """Every slot is served, and all Valkeys know by whom."""
-        return self.reason is Reason.SETTLED
+        return self.reason is Reason.SETTLED and not self.ended()
 
-    async def run(self) -> None:
-        """Go on until cancelled."""
+    def ended(self) -> bool:
+        """It was stopped. Raises what ended it against its will."""
+        if self._task is None or not self._task.done():
+            return False
+        return self._task.cancelled() or self._task.result() is None
+
+    def start(self) -> None:
+        """Begin. `stop` must be awaited later."""
+        self._task = asyncio.create_task(self._run(), name="form the cluster")
+        self._task.add_done_callback(lambda _: self._on_change())
+
+    async def stop(self) -> None:
+        """Look no more; the Valkeys stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
         while True:
             self._become(*await self._mended())
-            await asyncio.sleep(CALM_S if self.whole else EAGER_S)
+            await asyncio.sleep(CALM_S if self.reason is Reason.SETTLED else EAGER_S)
 
     async def _mended(self) -> tuple[Reason, str]:
         """Look, take the steps, and say where it stood, with what stood in the way."""
@@ -66,8 +83,8 @@ class Forming:
     def _become(self, reason: Reason, detail: str) -> None:
         if reason is self.reason:
             return
-        was_whole, self.reason = self.whole, reason
-        if self.whole:
+        was_whole, self.reason = self.reason is Reason.SETTLED, reason
+        if reason is Reason.SETTLED:
             took_s = time.monotonic() - self._since_s
             self._tell(f"whole after {took_s:.1f} s: {len(self._wanted)} shards serve all slots")
         elif was_whole:

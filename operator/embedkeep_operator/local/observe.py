@@ -19,10 +19,13 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Totals since the processes started; a process that does not answer leaves its part empty."""
+    """What a process has counted since it started, or several together.
 
-    node_answers: bool = False
-    embedder_answers: bool = False
+    A node leaves the embedder's part empty, and the embedder the node's.
+    """
+
+    answers: bool = False
+    """False: it does not answer now, or one of them does not."""
 
     lookups: Mapping[str, float] = field(default_factory=dict)
     """Inputs by result: l1, valkey, embedder, coalesced, not_cached, error."""
@@ -56,13 +59,11 @@ class Counts:
         return sum(self.lookups.get(name, 0) for name in CACHED) / self.answered
 
 
-def counts(node: str, embedder: str) -> Counts:
-    """Totals from what both processes say in the Prometheus text format; "" says nothing."""
-    samples = _samples(node)
-    embedders = _samples(embedder)
+def counts(text: str) -> Counts:
+    """What a process says in the Prometheus text format; "" says nothing."""
+    samples = _samples(text)
     return Counts(
-        node_answers=bool(node),
-        embedder_answers=bool(embedder),
+        answers=bool(text),
         lookups=_by(samples, "embedkeep_lookups_total", "result"),
         entries=_by(samples, "embedkeep_entries", "tier"),
         bytes=_by(samples, "embedkeep_bytes", "tier"),
@@ -73,10 +74,33 @@ def counts(node: str, embedder: str) -> Counts:
         ),
         corrupt=_sum(samples, "embedkeep_corrupt_records_total"),
         saved_device_s=_sum(samples, "embedkeep_saved_device_seconds_total"),
-        spent_device_s=_by(embedders, "embedkeep_embed_device_seconds_total", "purpose"),
+        spent_device_s=_by(samples, "embedkeep_embed_device_seconds_total", "purpose"),
         waiting_inputs=_sum(samples, "embedkeep_pending_inputs"),
-        queued_inputs=_sum(embedders, "embedkeep_embed_queue_inputs"),
+        queued_inputs=_sum(samples, "embedkeep_embed_queue_inputs"),
     )  # fmt: skip
+
+
+def total(looks: Mapping[str, Counts]) -> Counts:
+    """All processes of a cache as one, by their names."""
+    all_of = [*looks.values()]
+    several = len(looks) > len(("node", "embedder"))
+    return Counts(
+        answers=all(each.answers for each in all_of),
+        lookups=_added(each.lookups for each in all_of),
+        entries=_added(each.entries for each in all_of),
+        bytes=_added(each.bytes for each in all_of),
+        evictions=_added(each.evictions for each in all_of),
+        open_breakers=tuple(
+            f"{tier} of {name}" if several else tier
+            for name, each in looks.items()
+            for tier in each.open_breakers
+        ),
+        corrupt=sum(each.corrupt for each in all_of),
+        saved_device_s=sum(each.saved_device_s for each in all_of),
+        spent_device_s=_added(each.spent_device_s for each in all_of),
+        waiting_inputs=sum(each.waiting_inputs for each in all_of),
+        queued_inputs=sum(each.queued_inputs for each in all_of),
+    )
 
 
 def rates(before: Counts, now: Counts, *, over_s: float) -> dict[str, float]:
@@ -98,39 +122,45 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self._sums = Counts()
-        self._last = Counts()
+        self._sums: dict[str, Counts] = {}
+        self._last: dict[str, Counts] = {}
 
-    def add(self, now: Counts) -> Counts:
-        """The sums with another look in them; what is no counter is as it is now."""
-        sums, last = self._sums, self._last
-        now = _with_silence_filled(now, last)
-        self._last = now
-        self._sums = replace(
-            now,
-            lookups=_summed(sums.lookups, last.lookups, now.lookups),
-            evictions=_summed(sums.evictions, last.evictions, now.evictions),
-            corrupt=sums.corrupt + _grown(last.corrupt, now.corrupt),
-            saved_device_s=sums.saved_device_s + _grown(last.saved_device_s, now.saved_device_s),
-            spent_device_s=_summed(sums.spent_device_s, last.spent_device_s, now.spent_device_s),
-        )
-        return self._sums
+    def add(self, looks: Mapping[str, Counts]) -> Counts:
+        """All as one, with another look at each in it; what is no counter is as it is now."""
+        for name, now in looks.items():
+            last = self._last.get(name, Counts())
+            seen = now if now.answers else _silent(last)
+            self._sums[name] = _summed(self._sums.get(name, Counts()), last, seen)
+            self._last[name] = seen
+        return total(self._sums)
 
 
-def _with_silence_filled(now: Counts, last: Counts) -> Counts:
-    """A process that does not answer has counted what it had when it last did."""
-    if not now.node_answers:
-        now = replace(
-            now,
-            lookups=last.lookups,
-            evictions=last.evictions,
-            corrupt=last.corrupt,
-            saved_device_s=last.saved_device_s,
-        )
-    return now if now.embedder_answers else replace(now, spent_device_s=last.spent_device_s)
+def _silent(last: Counts) -> Counts:
+    """Of a process that does not answer: it has counted what it had when it last did."""
+    return replace(
+        last,
+        answers=False,
+        entries={},
+        bytes={},
+        open_breakers=(),
+        waiting_inputs=0,
+        queued_inputs=0,
+    )
 
 
-def _summed(
+def _summed(sums: Counts, last: Counts, now: Counts) -> Counts:
+    """The sums of one process, after it was seen at *now*."""
+    return replace(
+        now,
+        lookups=_grown_by(sums.lookups, last.lookups, now.lookups),
+        evictions=_grown_by(sums.evictions, last.evictions, now.evictions),
+        corrupt=sums.corrupt + _grown(last.corrupt, now.corrupt),
+        saved_device_s=sums.saved_device_s + _grown(last.saved_device_s, now.saved_device_s),
+        spent_device_s=_grown_by(sums.spent_device_s, last.spent_device_s, now.spent_device_s),
+    )
+
+
+def _grown_by(
     sums: Mapping[str, float], last: Mapping[str, float], now: Mapping[str, float]
 ) -> dict[str, float]:
     return {
@@ -143,12 +173,14 @@ def _grown(last: float, now: float) -> float:
     return now - last if now >= last else now
 
 
-async def read(node_url: str, embedder_url: str) -> Counts:
-    """Totals now. A process that does not answer in time counts nothing."""
-    node, embedder = await asyncio.gather(
-        asyncio.to_thread(_fetch, node_url), asyncio.to_thread(_fetch, embedder_url)
-    )
-    return counts(node, embedder)
+async def read(urls: Mapping[str, str]) -> dict[str, Counts]:
+    """What each process counts now, by its name. One that does not answer in time counts nothing.
+
+    Args:
+        urls: Of their /metrics, by name.
+    """
+    texts = await asyncio.gather(*(asyncio.to_thread(_fetch, url) for url in urls.values()))
+    return {name: counts(text) for name, text in zip(urls, texts, strict=True)}
 
 
 def _fetch(url: str) -> str:
@@ -182,3 +214,11 @@ def _by(samples: Samples, name: str, label: str) -> dict[str, float]:
 
 def _sum(samples: Samples, name: str) -> float:
     return sum(value for _, value in samples.get(name, []))
+
+
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            totals[key] = totals.get(key, 0) + value
+    return totals

@@ -14,21 +14,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, NoReturn
 
 from embedkeep.config import ClientTls
 from embedkeep.errors import InvalidConfig, Unavailable
-from embedkeep.runs import Ports, Run, default_root, is_running, read_run
+from embedkeep.runs import Ports, Run, default_root, is_left_over
 from embedkeep_operator import manifest
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.local.backoff import Backoff
+from embedkeep_operator.local.forming import Forming
 from embedkeep_operator.local.output import Output
-from embedkeep_operator.local.prepare import prepare
+from embedkeep_operator.local.prepare import Prepared, prepare
 from embedkeep_operator.local.state import claimed, write_run
-from embedkeep_operator.local.supervisor import Child, Event, Supervisor
+from embedkeep_operator.local.supervisor import Board, Child, Event, Supervisor
 from embedkeep_operator.unbuilt import kubernetes_only, refuse_unbuilt
 
 KEPT_EVENTS: Final = 200
@@ -38,43 +39,39 @@ KEPT_EVENTS: Final = 200
 class Running:
     """A cache that runs on this machine."""
 
-    name: str
     resource: EmbeddingCache
     folder: Path
     """Its state: configs, logs, pids."""
-    ports: Ports
+    run: Run
+    """What others read of it: ports and addresses."""
     tls: ClientTls | None
-    """How to reach the node. None: plain text."""
+    """How to reach the nodes. None: plain text."""
     api_key_file: Path | None
     """The first tenant's. None: everybody may call."""
     notes: tuple[str, ...]
     """What the resource says that means nothing on one machine."""
     supervisor: Supervisor
-    started_at: float = field(default_factory=time.time)
+    forming: Forming | None
+    """Makes one cluster of the Valkeys. None: there is one."""
+
+    @property
+    def name(self) -> str:
+        """The resource's."""
+        return self.run.name
+
+    @property
+    def ports(self) -> Ports:
+        """Where everything listens."""
+        return self.run.ports
 
     @property
     def address(self) -> str:
-        """GRPC target of the node."""
-        return f"127.0.0.1:{self.ports.grpc}"
-
-    @property
-    def http_url(self) -> str:
-        """Of the node's OpenAI and TEI APIs."""
-        return f"{'https' if self.tls is not None else 'http'}://127.0.0.1:{self.ports.http}"
-
-    @property
-    def metrics_url(self) -> str:
-        """Of the node."""
-        return f"http://127.0.0.1:{self.ports.metrics}/metrics"
-
-    @property
-    def embedder_metrics_url(self) -> str:
-        """Of the embedder."""
-        return f"http://127.0.0.1:{self.ports.embedder_metrics}/metrics"
+        """GRPC target: the node, or all of them, for a client that balances over them."""
+        return self.run.address
 
     @property
     def processes(self) -> dict[str, Child]:
-        """valkey, embedder and node: state, pid, starts, last lines."""
+        """Valkeys, embedder and nodes by name: state, pid, starts, last lines."""
         return self.supervisor.children
 
     @property
@@ -103,7 +100,7 @@ class Running:
         return pid
 
     async def ready(self, timeout_s: float | None = None) -> None:
-        """Wait until every process is ready.
+        """Wait until every process is ready, and several Valkeys are one cluster.
 
         Raises:
             InvalidConfig: One can never start as the resource tells it.
@@ -111,13 +108,27 @@ class Running:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await self.supervisor.ready()
+                await self.supervisor.ready(lambda: self.forming is None or self.forming.whole)
         except TimeoutError:
-            states = "; ".join(
-                f"{child.name} is {child.state}" + (f" ({child.reason})" if child.reason else "")
-                for child in self.processes.values()
-            )
+            states = "; ".join(self.standing())
             raise Unavailable(f"not ready within {timeout_s:g} s: {states}") from None
+
+    def standing(self) -> list[str]:
+        """Where each process stands, and the Valkeys together, for people."""
+        said = [
+            f"{child.name} is {child.state}" + (f" ({child.reason})" if child.reason else "")
+            for child in self.processes.values()
+        ]
+        if self.forming is not None and not self.forming.whole:
+            said.append(f"the Valkeys are no cluster yet ({self.forming.reason})")
+        return said
+
+    async def over(self) -> NoReturn:
+        """Wait for what ends a cache against its user's will, and raise it."""
+        await self.supervisor.board.until(
+            lambda: self.supervisor.lost() or (self.forming is not None and self.forming.ended())
+        )
+        raise self.supervisor.failure()
 
 
 class Local:
@@ -184,14 +195,14 @@ class Local:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the processes, the node first."""
+        """Stop the processes, the nodes first."""
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> Running:
         resource = await asyncio.to_thread(manifest.load, self._file)
         refuse_unbuilt(resource)
         name = resource.metadata.name
-        stale = await asyncio.to_thread(self._is_stale, name)
+        stale = await asyncio.to_thread(is_left_over, self._root / name)
         folder = await asyncio.to_thread(stack.enter_context, claimed(self._root.absolute(), name))
         # Until the new one is written there is none: the lock would vouch for the old one.
         (folder / "run.json").unlink(missing_ok=True)
@@ -213,25 +224,32 @@ class Local:
             on_event=self._tell,
             policy=self._policy,
         )
+        forming = self._forming(prepared, supervisor.board)
         running = Running(
-            name=name,
             resource=resource,
             folder=folder,
-            ports=prepared.ports,
+            run=self._run(name, prepared),
             tls=prepared.node_tls,
             api_key_file=prepared.api_key_file,
             notes=tuple(f"only used on Kubernetes: {path}" for path in kubernetes_only(resource)),
             supervisor=supervisor,
+            forming=forming,
         )
-        write_run(folder, self._as_run(running))
+        write_run(folder, running.run)
         stack.callback((folder / "run.json").unlink, missing_ok=True)
         stack.push_async_callback(_stopped, supervisor)
         supervisor.start()
+        if forming is not None:
+            forming.start()
+            stack.push_async_callback(forming.stop)
         return running
 
-    def _is_stale(self, name: str) -> bool:
-        folder = self._root / name
-        return read_run(folder) is not None and not is_running(folder)
+    def _forming(self, prepared: Prepared, board: Board) -> Forming | None:
+        if not prepared.valkeys:
+            return None
+        return Forming(
+            prepared.valkeys, prepared.password, on_change=board.changed, on_event=self._tell
+        )
 
     async def _outlet(
         self, stack: AsyncExitStack, folder: Path
@@ -246,14 +264,14 @@ class Local:
         stack.push_async_callback(output.close)
         return output.line
 
-    def _as_run(self, running: Running) -> Run:
-        tls = running.tls
+    def _run(self, name: str, prepared: Prepared) -> Run:
+        tls = prepared.node_tls
         return Run(
-            name=running.name,
+            name=name,
             pid=os.getpid(),
-            started_at=running.started_at,
+            started_at=time.time(),
             file=str(self._file.absolute()),
-            ports=running.ports,
+            ports=prepared.ports,
             tls=tls is not None,
             client_tls=tls.model_dump(mode="json") if tls is not None else None,
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -14,11 +14,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from embedkeep.config import ClientTls
 from embedkeep.errors import EmbedKeepError, Unavailable
-from embedkeep.runs import Run, default_root, find
+from embedkeep.runs import Run, default_root, find, numbered
 from embedkeep.v1 import cache_pb2
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, read
+from embedkeep_operator.local.observe import Counts, read, total
 from embedkeep_operator.local.probes import loopback_channel
 
 INFO_TIMEOUT_S: Final = 2.0
@@ -35,9 +36,19 @@ Counts are those of the processes that run now: each begins anew where `embedkee
 one again.
 
 \b
-Exit status: 0, everything asked for runs and answers; 1, a cache runs and its node does not
-answer; 2, nothing of that name runs.
+Exit status: 0, everything asked for runs and answers; 1, a cache runs and a node of it does
+not answer; 2, nothing of that name runs.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What one node says of itself."""
+
+    info: cache_pb2.InfoResponse | None
+    """None: see problem."""
+    problem: str = ""
+    """Why there is no info."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +56,25 @@ class Report:
     """What one running cache says of itself."""
 
     run: Run
-    counts: Counts
-    info: cache_pb2.InfoResponse | None
-    """None: see problem."""
-    problem: str = ""
-    """Why there is no info."""
+    counts: Mapping[str, Counts]
+    """By process."""
+    nodes: Mapping[str, Said]
+    """By process."""
+
+    @property
+    def info(self) -> cache_pb2.InfoResponse | None:
+        """Of the first node that answers: what concerns the model is the same on all."""
+        return next((said.info for said in self.nodes.values() if said.info is not None), None)
+
+    @property
+    def problem(self) -> str:
+        """Why nodes do not answer; empty: all do."""
+        several = len(self.nodes) > 1
+        return "; ".join(
+            f"{name}: {said.problem}" if several else said.problem
+            for name, said in self.nodes.items()
+            if said.info is None
+        )
 
 
 @click.command("status", epilog=EPILOG)
@@ -72,7 +97,7 @@ def status(name: str | None, *, as_json: bool, state_dir: Path | None) -> None:
         click.echo(json.dumps({each.run.name: as_data(each) for each in reports}, indent=2))
     else:
         Console().print(Group(*(_shown(report) for report in reports)))
-    if silent := [report for report in reports if report.info is None]:
+    if silent := [report for report in reports if report.problem]:
         names = ", ".join(f"{report.run.name} ({report.problem})" for report in silent)
         raise Unavailable(f"the node does not answer: {names}")
 
@@ -82,71 +107,82 @@ async def _reports(runs: Iterable[Run]) -> list[Report]:
 
 
 async def _report(run: Run) -> Report:
-    counts, (info, problem) = await asyncio.gather(
-        read(
-            f"http://127.0.0.1:{run.ports.metrics}/metrics",
-            f"http://127.0.0.1:{run.ports.embedder_metrics}/metrics",
-        ),
-        _info(run),
+    nodes = dict(zip(numbered("node", len(run.ports.nodes)), run.ports.nodes, strict=True))
+    counts, said = await asyncio.gather(
+        read(run.ports.metrics_urls),
+        asyncio.gather(*(_said(node.grpc, run.way_in) for node in nodes.values())),
     )
-    return Report(run=run, counts=counts, info=info, problem=problem)
+    return Report(run=run, counts=counts, nodes=dict(zip(nodes, said, strict=True)))
 
 
-async def _info(run: Run) -> tuple[cache_pb2.InfoResponse | None, str]:
-    """What the node says, or why it says nothing."""
+async def _said(port: int, tls: ClientTls | None) -> Said:
+    """What a node says, or why it says nothing."""
     try:
-        async with loopback_channel(run.ports.grpc, run.way_in) as channel:
+        async with loopback_channel(port, tls) as channel:
             ask = channel.unary_unary(
                 INFO,
                 request_serializer=cache_pb2.InfoRequest.SerializeToString,
                 response_deserializer=cache_pb2.InfoResponse.FromString,
             )
-            return await ask(cache_pb2.InfoRequest(), timeout=INFO_TIMEOUT_S), ""
+            return Said(info=await ask(cache_pb2.InfoRequest(), timeout=INFO_TIMEOUT_S))
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             # It answers, but only tells a tenant: the counts below are everybody's.
-            return cache_pb2.InfoResponse(), ""
-        return None, f"{error.code().name.lower()}: {error.details()}"
+            return Said(info=cache_pb2.InfoResponse())
+        return Said(info=None, problem=f"{error.code().name.lower()}: {error.details()}")
     except EmbedKeepError as error:
-        return None, str(error)
+        return Said(info=None, problem=str(error))
 
 
 def as_data(report: Report) -> dict[str, object]:
-    """For programs."""
+    """For programs; docs/operations.md says what stands where."""
+    processes: dict[str, dict[str, object]] = {
+        name: {"counts": _counts_as_data(counts)} for name, counts in report.counts.items()
+    }
+    for name, said in report.nodes.items():
+        processes[name] |= {"info": _info_as_data(said.info), "problem": said.problem}
     return {
         "run": asdict(report.run),
-        "info": None if report.info is None else MessageToDict(report.info),
+        "info": _info_as_data(report.info),
         "problem": report.problem,
-        "counts": {
-            **asdict(report.counts),
-            "answered": report.counts.answered,
-            "hit_ratio": report.counts.hit_ratio,
-        },
+        "counts": _counts_as_data(total(report.counts)),
+        "processes": processes,
     }
 
 
+def _info_as_data(info: cache_pb2.InfoResponse | None) -> dict[str, object] | None:
+    return None if info is None else MessageToDict(info)
+
+
+def _counts_as_data(counts: Counts) -> dict[str, object]:
+    return {**asdict(counts), "answered": counts.answered, "hit_ratio": counts.hit_ratio}
+
+
 def _shown(report: Report) -> RenderableType:
-    run, info = report.run, report.info
+    run, info, counts = report.run, report.info, total(report.counts)
     facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_row("gRPC", f"{run.address}{' (TLS)' if run.tls else ''}")
-    facts.add_row("OpenAI, TEI", run.http_url)
-    facts.add_row("metrics", f"http://127.0.0.1:{run.ports.metrics}/metrics")
+    for what, where in run.places():
+        facts.add_row(what, where)
     facts.add_row("file", run.file)
     facts.add_row("process", str(run.pid))
     if info is not None and info.model:
         facts.add_row("model", f"{info.model}, {info.dimensions} dimensions")
         facts.add_row("fingerprint", info.fingerprint or "none yet: no embedder was seen")
-        for tier in info.tiers:
-            said = "serving" if tier.serving else f"not serving: {tier.message}"
-            facts.add_row(f"tier {tier.name}", Text(said, style="" if tier.serving else "yellow"))
-    if report.problem:
-        facts.add_row("problem", Text(report.problem, style="red"))
+    for name, said in report.nodes.items():
+        of = f" of {name}" if len(report.nodes) > 1 else ""
+        for tier in said.info.tiers if said.info is not None else ():
+            state = "serving" if tier.serving else f"not serving: {tier.message}"
+            facts.add_row(
+                f"tier {tier.name}{of}", Text(state, style="" if tier.serving else "yellow")
+            )
+        if said.problem:
+            facts.add_row(f"problem{of}", Text(said.problem, style="red"))
     return Group(
         Text(run.name, style="bold"),
         facts,
         Text(),
-        view.tiers(report.counts, {}),
+        view.tiers(counts, {}),
         Text(),
-        view.totals(report.counts, of="since the embedder's start"),
+        view.totals(counts, of="since the embedder's start"),
         Text(),
     )

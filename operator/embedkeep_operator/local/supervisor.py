@@ -22,10 +22,9 @@ from typing import Final
 from embedkeep.errors import EmbedKeepError
 from embedkeep_operator.local.backoff import Backoff, Record
 from embedkeep_operator.local.endings import ended_how, given_up, refused
+from embedkeep_operator.local.spawning import MAX_LINE, started
 
 WATCHDOG: Final = Path(__file__).with_name("watchdog.py")
-MAX_LINE: Final = 16 << 10
-"""Longer lines of output are broken up, bytes."""
 PROBE_STARTING_S: Final = 0.1
 PROBE_READY_S: Final = 1.0
 ORPHAN_GRACE_S: Final = 5.0
@@ -68,6 +67,8 @@ class Program:
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     stop_grace_s: float = 10.0
     """How long it may take to stop before it is killed, seconds."""
+    stop_rank: int = 0
+    """Those of the highest rank are stopped first and together, then those of the next."""
     refusal_codes: frozenset[int] = frozenset()
     """Exit codes that say: as it is told, it can never start."""
     told_by: Mapping[str, str] = field(default_factory=dict)
@@ -194,7 +195,7 @@ class Child:
         self._pid_file.unlink(missing_ok=True)
         self.last_lines.clear()
         started_s = time.monotonic()
-        process, exited = await _started(
+        process, exited = await started(
             *(sys.executable, "-I", "-S", str(WATCHDOG), str(self._pid_file), str(ORPHAN_GRACE_S)),
             *self.program.command,
             env=self.program.env,
@@ -289,7 +290,7 @@ class Supervisor:
     """All programs of one cache.
 
     Args:
-        programs: In the order of start; they are stopped in the reverse order.
+        programs: In the order of start.
         pids: Folder for the process ids.
         on_line: Gets every line of output: process, stream, text. Must not block.
         on_event: Gets what is worth telling. Must not block.
@@ -326,21 +327,19 @@ class Supervisor:
         """All of these are ready now."""
         return all(self.children[name].state is State.READY for name in names)
 
-    async def ready(self) -> None:
+    async def ready(self, also: Callable[[], bool] = lambda: True) -> None:
         """Wait until all programs are ready at once.
+
+        Args:
+            also: Holds at that moment too; whoever changes it tells the board.
 
         Raises:
             InvalidConfig: One can never start as it is told.
             Unavailable: One was given up; says why, with its last words.
         """
-        await self.board.until(lambda: self.are_ready([*self.children]) or self._lost())
-        if self._lost():
+        await self.board.until(lambda: (self.are_ready([*self.children]) and also()) or self.lost())
+        if self.lost():
             raise self.failure()
-
-    async def failed(self) -> EmbedKeepError:
-        """Wait until a program is given up, and return the reason."""
-        await self.board.until(self._lost)
-        return self.failure()
 
     def failure(self) -> EmbedKeepError:
         """Why the first program was given up. Call it only once one was."""
@@ -356,42 +355,26 @@ class Supervisor:
                 )
         raise AssertionError("no program was given up")
 
-    def _lost(self) -> bool:
+    def lost(self) -> bool:
+        """A program was given up, or keeping it has a bug; see `failure`."""
         return any(child.state is State.FAILED for child in self.children.values()) or any(
             task.done() and not task.cancelled() and task.exception() is not None
             for task in self._tasks.values()
         )
 
     async def stop(self) -> None:
-        """Stop all, the last started first. Bounded by the sum of their graces."""
-        for name in reversed(self._tasks):
-            await self.children[name].stop(self._tasks[name])
+        """Stop all, rank by rank. Bounded by the sum over the ranks of their longest graces."""
+        ranks = {child.program.stop_rank for child in self.children.values()}
+        for rank in sorted(ranks, reverse=True):
+            await asyncio.gather(
+                *(
+                    self.children[name].stop(task)
+                    for name, task in self._tasks.items()
+                    if self.children[name].program.stop_rank == rank
+                )
+            )
 
     def kill(self) -> None:
         """Kill all at once. `stop` must still be awaited."""
         for child in self.children.values():
             child.kill()
-
-
-class _Watched(asyncio.subprocess.SubprocessStreamProtocol):
-    """Says when the process ends. `Process.wait` would also wait for all who hold its pipes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(limit=MAX_LINE, loop=loop)
-        self.exited = asyncio.Event()
-
-    def process_exited(self) -> None:
-        """Called by the event loop."""
-        super().process_exited()
-        self.exited.set()
-
-
-async def _started(
-    *command: str, env: Mapping[str, str]
-) -> tuple[asyncio.subprocess.Process, asyncio.Event]:
-    """A process with three pipes and a session of its own, and the event of its end."""
-    loop = asyncio.get_running_loop()
-    transport, protocol = await loop.subprocess_exec(
-        lambda: _Watched(loop), *command, env=env, start_new_session=True
-    )
-    return asyncio.subprocess.Process(transport, protocol, loop), protocol.exited

@@ -16,7 +16,7 @@ from embedkeep_operator.local import view
 from embedkeep_operator.local.observe import Counts, Sums, rates, read
 from embedkeep_operator.local.output import Output
 from embedkeep_operator.local.runner import Local, Running
-from embedkeep_operator.local.supervisor import Child, Event
+from embedkeep_operator.local.supervisor import Event
 
 LIVE_S: Final = 1.0
 PLAIN_S: Final = 5.0
@@ -124,13 +124,9 @@ async def _up(file: Path, flags: Flags) -> None:
 
 
 def _introduction(running: Running, *, logs: Path | None) -> list[str]:
-    tls = " (TLS)" if running.tls is not None else ""
     kept = f"; logs in {logs}" if logs is not None else ""
-    where = (
-        f"gRPC on {running.address}{tls}, OpenAI and TEI on {running.http_url},"
-        f" metrics on {running.metrics_url}{kept}"
-    )
-    return [*running.notes, f"{running.name}: {where}"]
+    where = ", ".join(f"{what} on {where}" for what, where in running.run.places())
+    return [*running.notes, f"{running.name}: {where}{kept}"]
 
 
 async def _until_over(
@@ -139,7 +135,7 @@ async def _until_over(
     """Show until a signal comes; raises what a process was given up for."""
     tasks = {
         asyncio.create_task(stop.wait(), name="signals"),
-        asyncio.create_task(_fail(running), name="failures"),
+        asyncio.create_task(running.over(), name="failures"),
         asyncio.create_task(show, name="view"),
     }
     try:
@@ -152,10 +148,6 @@ async def _until_over(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _fail(running: Running) -> None:
-    raise await running.supervisor.failed()
-
-
 def _teller(output: Output) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
         output.line(event.process, "stderr" if event.bad else "stdout", f"[up] {event.message}")
@@ -166,8 +158,7 @@ def _teller(output: Output) -> Callable[[Event], None]:
 async def _plain(output: Output, running: Running) -> None:
     """A line every few seconds: what is waited for, then what the cache does."""
     while not await _is_ready(running, PLAIN_S):
-        states = ", ".join(map(_standing, running.processes.values()))
-        output.line("up", "stdout", f"waiting: {states}")
+        output.line("up", "stdout", f"waiting: {', '.join(running.standing())}")
     output.line("up", "stdout", f"ready: {running.command}")
     async for counts, rate in _looks(running, PLAIN_S):
         output.line("up", "stdout", view.line(counts, rate))
@@ -176,25 +167,17 @@ async def _plain(output: Output, running: Running) -> None:
 async def _is_ready(running: Running, wait_s: float) -> bool:
     try:
         async with asyncio.timeout(wait_s):
-            await running.supervisor.ready()
+            await running.ready()
     except TimeoutError:
         return False
     return True
-
-
-def _standing(child: Child) -> str:
-    reason = f" ({child.reason})" if child.reason else ""
-    return f"{child.name} is {child.state}{reason}"
 
 
 async def _live(console: Console, local: Local, running: Running) -> None:
     """A picture, redrawn every second."""
     for note in running.notes:
         console.print(note, highlight=False)
-    title = (
-        f"embedkeep {running.name}   gRPC {running.address}   HTTP {running.http_url}"
-        f"   metrics {running.metrics_url}"
-    )
+    title = "   ".join([f"embedkeep {running.name}", *map(" ".join, running.run.places())])
 
     def drawn(counts: Counts, rate: dict[str, float]) -> RenderableType:
         return view.picture(
@@ -221,7 +204,7 @@ async def _looks(
     """Counts since `up` began, over restarts of the processes, and rates, now and again."""
     before, before_s, sums = Counts(), time.monotonic(), Sums()
     while True:
-        now = sums.add(await read(running.metrics_url, running.embedder_metrics_url))
+        now = sums.add(await read(running.ports.metrics_urls))
         now_s = time.monotonic()
         yield now, rates(before, now, over_s=max(now_s - before_s, 0.001))
         before, before_s = now, now_s
