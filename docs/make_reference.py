@@ -3,6 +3,7 @@
 What a person would have to keep in step by hand is read from where it is true.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from embedkeep.config import EmbedderConfig, NodeConfig
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.errors import CODES, HTTP, Retryable
 from embedkeep.node.metrics import Metrics
+from embedkeep.serving import observe_process
 from embedkeep_operator.crd import root_schema
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -68,6 +70,8 @@ def page() -> str:
             *table(MEASURED, metrics(Metrics().registry)),
             "### Of an embedder\n",
             *table(MEASURED, metrics(EmbedderMetrics().registry)),
+            "### Of both\n",
+            *table(MEASURED, metrics(of_each_process())),
             CONFIG,
             *table(FIELDS, config_fields(NodeConfig)),
             "### Of an embedder\n",
@@ -176,6 +180,15 @@ def errors() -> Iterator[Sequence[str]]:
         )
         passes = "yes" if issubclass(kind, Retryable) else ""
         yield f"`{kind.reason}`", code.name, openai, tei, passes, first
+
+
+def of_each_process() -> CollectorRegistry:
+    """What is measured of any process."""
+    registry = CollectorRegistry()
+    loop = asyncio.new_event_loop()
+    observe_process(registry, loop)
+    loop.close()
+    return registry
 
 
 def metrics(registry: CollectorRegistry) -> Iterator[Sequence[str]]:

@@ -22,7 +22,7 @@ import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
 
 from embedkeep.config import Listen, ServerTls
 from embedkeep.errors import InvalidConfig
@@ -103,6 +103,7 @@ async def serving(
         ],
     )
     register(server)
+    observe_process(registry, asyncio.get_running_loop())
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     reflection.enable_server_reflection(
         [*health.services[1:], health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
@@ -174,6 +175,14 @@ def configure_logs(process: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def observe_process(registry: CollectorRegistry, loop: asyncio.AbstractEventLoop) -> None:
+    """Count what a leak would make grow: memory, files (on Linux), and the loop's tasks."""
+    ProcessCollector(registry=registry)
+    Gauge("embedkeep_tasks", "Tasks of the event loop now.", registry=registry).set_function(
+        lambda: len(asyncio.all_tasks(loop))
+    )
 
 
 def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> int:

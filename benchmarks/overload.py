@@ -1,0 +1,287 @@
+"""What a flood of one tenant costs another, and how quickly the flood is refused.
+
+    python benchmarks/overload.py
+
+Two tenants ask a node in front of the real all-MiniLM-L6-v2; every text is new, so each is a miss.
+The victim asks for one text twenty times a second. The other one asks at half of what the embedder
+can do in calm windows, and at four times as much in a flood, whatever it is answered: 256 callers
+share that rate. What the embedder can do is measured first. Windows alternate; each tenant asks
+from a process of its own, and all share the machine.
+"""
+
+import asyncio
+import itertools
+import multiprocessing
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, Self
+
+import grpc
+import numpy as np
+import uvloop
+
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+from report import COMMITTED, draft, table
+from rig import Node, Rig
+from turns import arguments, say
+
+VICTIM_EVERY_S: Final = 0.05
+CALM: Final = 0.5
+FLOOD: Final = 4.0
+"""What the flooding tenant asks for a second, to what the embedder can do."""
+CALLERS: Final = 256
+CAPACITY_CALLERS: Final = 24
+"""Who keep the embedder busy while its capacity is measured; few enough that none is refused."""
+CONNECTIONS: Final = 16
+"""Of the flood: a connection alone is bounded by HTTP/2's own flow control."""
+TIMEOUT_S: Final = 10.0
+WARM_S: Final = 2.0
+MAX_CALLS: Final = 64
+MAX_PENDING: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What one tenant does in one window."""
+
+    callers: int
+    every_s: float
+    """Between two of a caller's calls, from start to start, unless an answer takes longer."""
+    until: float
+    """Unix time, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one tenant saw in one window."""
+
+    answered_s: Sequence[float]
+    refused_s: Sequence[float]
+    failed: int
+    """Neither answered nor refused for overload."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Medians over the windows of one kind."""
+
+    window: str
+    tenant: str
+    asked_per_s: float
+    answered_p50_ms: float
+    answered_p99_ms: float
+    answered: int
+    refused_p50_ms: float | None
+    refused_p99_ms: float | None
+    refused: int
+    failed: int
+
+
+def main() -> None:
+    """Measure, and write results/overload.json and the page's table."""
+    quick = arguments(__doc__).quick
+    place = draft() if quick else COMMITTED
+    rounds, seconds = (1, 4.0) if quick else (5, 10.0)
+    with Rig() as rig:
+        keys = {name: secrets.token_hex(16) for name in ("victim", "flood")}
+        for name, key in keys.items():
+            (rig.folder / name).write_text(key)
+        (rig.folder / "secret").write_bytes(secrets.token_bytes(32))
+        node = rig.node(
+            rig.minilm(Path.home() / ".cache" / "embedkeep" / "bench"),
+            rig.valkey(),
+            cluster_secret_file=rig.folder / "secret",
+            tenants=[{"name": name, "api_key_file": rig.folder / name} for name in keys],
+            limits={"max_concurrent_calls": MAX_CALLS, "max_pending_inputs": MAX_PENDING},
+        )
+        before = node.process.rss_mib()
+        with Tenants(node.address, keys) as tenants:
+            capacity = tenants.capacity(seconds)
+            parts, most = windows(node, tenants, capacity, rounds=rounds, seconds=seconds)
+    rows = [row(*kind, found) for kind, found in parts.items()]
+    rose = ratios(parts)
+    place.save(
+        "overload",
+        rows=list(map(asdict, rows)),
+        p99_flood_to_calm=rose,
+        node_rss_mib={"before": before, "most": most},
+    )
+    text = page(rows, rose, before, most)
+    place.write("overload", text)
+    print(text)
+
+
+class Tenants:
+    """A process for each tenant, which asks as it is told."""
+
+    def __init__(self, address: str, keys: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._links: dict[str, Connection] = {}
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        for name, key in keys.items():
+            self._links[name], theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, address, key), daemon=True)
+            process.start()
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def begin(self, tenant: str, asking: Asking) -> None:
+        """Let *tenant* ask."""
+        self._links[tenant].send(asking)
+
+    def end(self, tenant: str) -> Part:
+        """Wait until its window is over; what it saw."""
+        part: Part = self._links[tenant].recv()
+        return part
+
+    def capacity(self, seconds: float) -> float:
+        """Texts a second that the node answers where all are new."""
+        self.begin("flood", Asking(CAPACITY_CALLERS, 0.0, time.time() + WARM_S))
+        self.end("flood")
+        self.begin("flood", Asking(CAPACITY_CALLERS, 0.0, time.time() + seconds))
+        found = len(self.end("flood").answered_s) / seconds
+        say(f"capacity: {found:.0f} texts a second")
+        return found
+
+
+def windows(
+    node: Node, tenants: Tenants, capacity: float, *, rounds: int, seconds: float
+) -> tuple[dict[tuple[str, str, float], list[Part]], float]:
+    """All windows, by kind, tenant and texts a second; and the node's most memory, MiB."""
+    parts: dict[tuple[str, str, float], list[Part]] = {}
+    most = 0.0
+    for number in range(rounds + 1):
+        for window, load in (("calm", CALM), ("flood", FLOOD)):
+            say(f"round {number} of {rounds}: {window}")
+            rate = load * capacity
+            until = time.time() + seconds
+            tenants.begin("flood", Asking(CALLERS, CALLERS / rate, until))
+            tenants.begin("victim", Asking(1, VICTIM_EVERY_S, until))
+            while time.time() < until:
+                time.sleep(0.2)
+                most = max(most, node.process.rss_mib())
+            for name, asked in (("victim", 1 / VICTIM_EVERY_S), ("flood", round(rate))):
+                part = tenants.end(name)
+                if number:  # the first round warms up
+                    parts.setdefault((window, name, asked), []).append(part)
+    return parts, most
+
+
+def serve(link: Connection, address: str, key: str) -> None:
+    """One tenant's process: asks in each window that it is told of."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        numbers = itertools.count()
+        while True:
+            link.send(runner.run(ask(address, key, link.recv(), numbers)))
+
+
+async def ask(address: str, key: str, asking: Asking, numbers: "itertools.count[int]") -> Part:
+    """Callers that ask for new texts until the window is over."""
+    answered: list[float] = []
+    refused: list[float] = []
+    failed = 0
+    channels = [
+        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(min(asking.callers, CONNECTIONS))
+    ]
+
+    async def caller(number: int) -> None:
+        nonlocal failed
+        stub: Any = cache_pb2_grpc.EmbeddingCacheStub(channels[number % len(channels)])
+        due = time.time() + asking.every_s * number / asking.callers
+        while due < asking.until:
+            await asyncio.sleep(due - time.time())
+            text = f"how do I change the delivery address of order number {next(numbers)}?"
+            began = time.perf_counter()
+            try:
+                await stub.Embed(
+                    cache_pb2.EmbedRequest(inputs=[text]),
+                    timeout=TIMEOUT_S,
+                    metadata=[("x-api-key", key)],
+                )
+                answered.append(time.perf_counter() - began)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    refused.append(time.perf_counter() - began)
+                else:
+                    failed += 1
+            due = max(due + asking.every_s, time.time())
+
+    await asyncio.gather(*map(caller, range(asking.callers)))
+    for channel in channels:
+        await channel.close()
+    return Part(answered_s=answered, refused_s=refused, failed=failed)
+
+
+def row(window: str, tenant: str, asked: float, parts: Sequence[Part]) -> Row:
+    """Medians over windows."""
+    refused = [part.refused_s for part in parts if part.refused_s]
+    return Row(
+        window=window,
+        tenant=tenant,
+        asked_per_s=asked,
+        answered_p50_ms=median(quantile_ms(part.answered_s, 0.5) for part in parts),
+        answered_p99_ms=median(quantile_ms(part.answered_s, 0.99) for part in parts),
+        answered=sum(len(part.answered_s) for part in parts),
+        refused_p50_ms=median(quantile_ms(each, 0.5) for each in refused) if refused else None,
+        refused_p99_ms=median(quantile_ms(each, 0.99) for each in refused) if refused else None,
+        refused=sum(map(len, refused)),
+        failed=sum(part.failed for part in parts),
+    )
+
+
+def quantile_ms(seconds: Sequence[float], part: float) -> float:
+    """A quantile, ms."""
+    return round(float(np.quantile(seconds, part)) * 1e3, 2) if seconds else float("nan")
+
+
+def ratios(parts: dict[tuple[str, str, float], list[Part]]) -> list[float]:
+    """The victim's p99 in each flood, to that in the calm window before it."""
+    return [
+        round(quantile_ms(flood.answered_s, 0.99) / quantile_ms(calm.answered_s, 0.99), 2)
+        for calm, flood in zip(
+            parts["calm", "victim", 1 / VICTIM_EVERY_S],
+            parts["flood", "victim", 1 / VICTIM_EVERY_S],
+            strict=True,
+        )
+    ]
+
+
+def page(rows: Sequence[Row], rose: Sequence[float], before: float, most: float) -> str:
+    """The table, and what it says."""
+    head = ("window", "tenant", "asked/s", "answered", "p50, ms", "p99, ms", "refused",
+            "refusal p50, ms", "refusal p99, ms", "failed")  # fmt: skip
+
+    def said(number: float | None) -> str:
+        return "" if number is None else f"{number:,.1f}"
+
+    lines = [
+        (
+            each.window, each.tenant, f"{each.asked_per_s:,.0f}", f"{each.answered:,}",
+            said(each.answered_p50_ms), said(each.answered_p99_ms), f"{each.refused:,}",
+            said(each.refused_p50_ms), said(each.refused_p99_ms), str(each.failed),
+        )
+        for each in rows
+    ]  # fmt: skip
+    said_of_p99 = (
+        f"The victim's p99 in a flood to that in the calm before it: median {median(rose):.2f}"
+        f" (of {', '.join(map(str, rose))}). The node's memory: {before:.0f} MiB before,"
+        f" {most:.0f} MiB at most."
+    )
+    return f"{table(head, lines)}\n\n{said_of_p99}"
+
+
+if __name__ == "__main__":
+    main()
