@@ -276,6 +276,13 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    """Of the model's weights and activations."""
+
+    NONE = "None"
+    INT8 = "Int8"
+
+
 class Batching(_Frozen):
     """How inputs are put together. Sizes follow from measured time, not from counts."""
 
@@ -305,6 +312,9 @@ class EmbedderConfig(_Frozen):
     """torch only: cuda, mps or cpu. None: the best there is."""
     dtype: Dtype = Dtype.FLOAT32
     """float16 and bfloat16 need torch on a GPU."""
+    quantization: Quantization = Quantization.NONE
+    """Int8 needs onnx and float32: its matrices are then multiplied as integers. Twice as fast or
+    more, and another model: see docs/operations.md."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads. None: one a core that this process may use."""
     work_dir: Path | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from embedkeep.config import Backend, Dtype
+from embedkeep.config import Backend, Dtype, Quantization
 from embedkeep_operator.api_model import TokenRef
 from embedkeep_operator.api_pods import PodSettings
 from embedkeep_operator.fields import Part, Rule, exactly_one, there
@@ -16,13 +16,6 @@ class Rollout(StrEnum):
 
     REPLACE = "Replace"
     SURGE = "Surge"
-
-
-class Quantization(StrEnum):
-    """Of the model's weights and activations."""
-
-    NONE = "None"
-    INT8 = "Int8"
 
 
 class Gpu(Part):
@@ -58,7 +51,8 @@ class ManagedEmbedder(PodSettings):
     dtype: Dtype = Dtype.FLOAT32
     """What the model computes in; the halves need torch on a GPU. Answers are float32."""
     quantization: Quantization = Quantization.NONE
-    """Int8 runs each text alone, because its results change with the batch."""
+    """Int8 multiplies as integers on the CPU: faster, and no longer quite the same model. Needs
+    backend onnx, and the same kind of CPU for all embedders of a cache."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads. Null: one a core that the process may use."""
     gpu: Gpu | None = None
@@ -78,6 +72,15 @@ class ManagedEmbedder(PodSettings):
             cel=f"!{there('device')} || self.backend == 'torch'",
             message="device: only backend torch chooses one",
             check=lambda part: part.device is None or part.backend is Backend.TORCH,
+        ),
+        Rule(
+            cel="self.quantization == 'None' ||"
+            " (self.backend == 'onnx' && self.dtype == 'float32')",
+            message="quantization: Int8 needs backend onnx and dtype float32",
+            check=lambda part: (
+                part.quantization is Quantization.NONE
+                or (part.backend is Backend.ONNX and part.dtype is Dtype.FLOAT32)
+            ),
         ),
     )
 

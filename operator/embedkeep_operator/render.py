@@ -44,6 +44,7 @@ TOLD_BY: Mapping[str, str] = MappingProxyType(
         "backend": "spec.embedder.managed.backend",
         "device": "spec.embedder.managed.device",
         "dtype": "spec.embedder.managed.dtype",
+        "quantization": "spec.embedder.managed.quantization",
     }
 )
 """Fields of configs that a process may refuse, and the resource's fields that decide them."""
@@ -137,6 +138,7 @@ def embedder_config(
         backend=managed.backend,
         device=managed.device,
         dtype=managed.dtype,
+        quantization=managed.quantization,
         threads=managed.threads,
         work_dir=work_dir,
         grpc=place.grpc,

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from embedkeep.errors import NotBuilt
 from embedkeep_operator.api import EmbeddingCache, Spec, UpgradePolicy
-from embedkeep_operator.api_embedder import Embedder, Quantization
+from embedkeep_operator.api_embedder import Embedder
 from embedkeep_operator.api_policies import Security, SimilarityMode, TuningMode
 
 
@@ -92,12 +92,6 @@ def _embedder(embedder: Embedder) -> Iterator[Unbuilt]:
             field="spec.embedder.managed.replicas",
             given=str(managed.replicas),
             works="use 1, or leave it out",
-        )
-    if managed.quantization is not Quantization.NONE:
-        yield Unbuilt(
-            field="spec.embedder.managed.quantization",
-            given=managed.quantization,
-            works='use "None"',
         )
 
 

@@ -1,4 +1,4 @@
-"""Promise 1 at its root: with onnx in float32 a text's bits depend on nothing but the text."""
+"""Promise 1 at its root: with onnx a text's bits depend on nothing but the text, int8 or not."""
 
 import gzip
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedkeep.config import EmbedderConfig
+from embedkeep.config import EmbedderConfig, Quantization
+from embedkeep.embedder import cpu
 from embedkeep.embedder.backends.onnx import Grouping, OnnxBackend
 from embedkeep.embedder.main import open_backend
 from support.embedder import PACKAGE
@@ -33,16 +34,27 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> OnnxBackend:
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("converted")
+
+
+def opened(work_dir: Path, quantization: Quantization, **fields: object) -> OnnxBackend:
     config = EmbedderConfig.model_validate(
         {
             "model": {"name": "all-MiniLM-L6-v2", "source": {"package": PACKAGE}},
-            "work_dir": tmp_path_factory.mktemp("converted"),
+            "work_dir": work_dir,
+            "quantization": quantization,
+            **fields,
         }
     )
     loaded = open_backend(config)
     assert isinstance(loaded, OnnxBackend)
     return loaded
+
+
+@pytest.fixture(scope="module", params=Quantization)
+def backend(work_dir: Path, request: pytest.FixtureRequest) -> OnnxBackend:
+    return opened(work_dir, request.param)
 
 
 def check_bits(backend: OnnxBackend, texts: list[str], *, rounds: int) -> None:
@@ -71,16 +83,58 @@ def test_a_vector_has_the_same_bits_alone_batched_and_padded(backend: OnnxBacken
     check_bits(backend, TEXTS, rounds=6)
 
 
-@pytest.mark.data
-def test_real_questions_have_the_same_bits_in_any_batch(backend: OnnxBackend) -> None:
+def questions() -> list[str]:
     data = os.environ.get("EMBEDKEEP_DATA")
     if data is None:
         pytest.skip("EMBEDKEEP_DATA names no folder")
     with gzip.open(Path(data) / "intents_banking77.jsonl.gz", "rt") as lines:
-        texts = [json.loads(line)["text"] for line in lines]
+        return [json.loads(line)["text"] for line in lines]
+
+
+@pytest.mark.data
+def test_real_questions_have_the_same_bits_in_any_batch(backend: OnnxBackend) -> None:
+    texts = questions()
 
     draw = random.Random(11)  # as above
     check_bits(backend, draw.sample(texts, 300), rounds=3)
+
+
+@pytest.mark.parametrize("quantization", Quantization)
+def test_a_restart_and_other_threads_keep_the_bits(
+    work_dir: Path, quantization: Quantization
+) -> None:
+    """Loaded twice; the second time from what the first has left, with one thread."""
+    first, second = opened(work_dir, quantization), opened(work_dir, quantization, threads=1)
+    rows = [row.ids for row in first.tokenize(TEXTS)]
+
+    assert first.about == second.about
+    assert first.embed(rows).tobytes() == second.embed(rows).tobytes()
+
+
+def test_int8_is_another_model_that_lies_near(work_dir: Path) -> None:
+    exact, rounded = (opened(work_dir, quantization) for quantization in Quantization)
+    rows = [row.ids for row in exact.tokenize(TEXTS)]
+
+    cosines = np.sum(exact.embed(rows) * rounded.embed(rows), axis=1)
+
+    assert exact.about.fingerprint != rounded.about.fingerprint
+    assert cosines.max() < 1 - 1e-6
+    assert cosines.min() > 0.99
+
+
+def test_on_a_cpu_whose_products_do_not_fit_weights_are_smaller_and_the_fingerprint_another(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = opened(work_dir, Quantization.INT8)
+    monkeypatch.setattr(cpu, "features", lambda: ("linux", "x86_64", "avx2"))
+
+    there = opened(work_dir, Quantization.INT8)
+
+    rows = [row.ids for row in here.tokenize(TEXTS)]
+    exact = opened(work_dir, Quantization.NONE).embed(rows)
+    assert here.about.fingerprint != there.about.fingerprint
+    assert np.sum(exact * there.embed(rows), axis=1).min() > 0.98
+    assert np.any(here.embed(rows) != there.embed(rows))
 
 
 def test_the_narrower_groupings_give_the_same_bits_too(backend: OnnxBackend) -> None:

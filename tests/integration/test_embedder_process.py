@@ -93,6 +93,8 @@ async def test_a_signal_while_the_model_loads_ends_it_cleanly(tmp_path: Path) ->
         ({"model": {"name": "m", "source": {"path": "/nowhere"}}}, "model.source.path: /nowhere"),
         ({"dtype": "float16"}, "dtype: float16 needs backend torch"),
         ({"device": "cuda"}, "device: 'cuda' needs backend torch"),
+        ({"quantization": "Int8", "backend": "torch"}, "quantization: Int8 needs backend onnx"),
+        ({"quantization": "Int8", "dtype": "float16"}, "dtype: float16 needs backend torch"),
         ({"work_dir": "/proc/none"}, "work_dir: the converted model cannot be written"),
     ],
 )

@@ -145,6 +145,10 @@ BROKEN = {
         {"embedder": {"managed": {"device": "cuda"}}},
         "only backend torch chooses one",
     ),
+    "integers are onnx's, not torch's": (
+        {"embedder": {"managed": {"backend": "torch", "quantization": "Int8"}}},
+        "quantization: Int8 needs backend onnx and dtype float32",
+    ),
     "certificates come from one place": (
         {"security": {"tls": {"clientAuth": "None"}}},
         "give exactly one of secretName and issuerRef",

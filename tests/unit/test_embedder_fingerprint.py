@@ -33,10 +33,16 @@ def of(
     revision: str | None = None,
     backend: Backend = Backend.ONNX,
     dtype: Dtype = Dtype.FLOAT32,
+    int8: tuple[str, ...] = (),
 ) -> str:
     found = folder.read(root, max_tokens=max_tokens)
     return fingerprint(
-        found, weights=found.safetensors, revision=revision, backend=backend, dtype=dtype
+        found,
+        weights=found.safetensors,
+        revision=revision,
+        backend=backend,
+        dtype=dtype,
+        int8=int8,
     )
 
 
@@ -74,10 +80,18 @@ def test_settings_move_the_fingerprint_too(tmp_path: Path) -> None:
         of(root, revision="r1"),
         of(root, backend=Backend.TORCH),
         of(root, backend=Backend.TORCH, dtype=Dtype.FLOAT16),
+        of(root, int8=("1", "8", "linux", "x86_64", "avx2", "avx_vnni")),
+        of(root, int8=("1", "7", "linux", "x86_64", "avx2")),
+        of(root, int8=("2", "7", "linux", "x86_64", "avx2")),
     }
 
-    assert len(found) == 5
+    assert len(found) == 8
 
 
 def test_what_people_read_does_not_move_it(tmp_path: Path) -> None:
     assert of(a_model(tmp_path / "a")) == of(a_model(tmp_path / "b", **{"README.md": "new"}))
+
+
+def test_a_float32_model_keeps_the_fingerprint_it_had(tmp_path: Path) -> None:
+    """One that moves empties every cache that was filled under it."""
+    assert of(a_model(tmp_path)) == "e9944a5ecf3b6d03ee4002d4736f63d0"

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from embedkeep.embedder import folder, onnx_bert
+from embedkeep.embedder import folder, onnx_bert, onnx_files
 from embedkeep.embedder.folder import Folder
 from embedkeep.errors import InvalidConfig
 
@@ -182,11 +182,11 @@ def test_large_weights_lie_beside_the_graph(
     model = a_model(tmp_path / "model")
     given = ([[3, 4]], [[1, 1]])
     whole = run(onnx_bert.converted(model, tmp_path / "whole"), *given)
-    monkeypatch.setattr(onnx_bert, "_WHOLE_BYTES", 1)
+    monkeypatch.setattr(onnx_files, "_WHOLE_BYTES", 1)
 
     file = onnx_bert.converted(model, tmp_path / "parts")
 
-    assert (file.parent / "weights.bin").is_file()
+    assert (file.parent / "model.onnx_data").is_file()
     np.testing.assert_array_equal(run(file, *given), whole)
 
 

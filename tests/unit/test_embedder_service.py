@@ -9,8 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
-from embedkeep.config import Batching, Dtype, ModelSpec
+from embedkeep.config import Batching, Dtype, ModelSpec, Quantization
 from embedkeep.embedder import canaries
+from embedkeep.embedder.backends import About
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.service import EmbedderService
 from embedkeep.errors import REASON_KEY, RETRY_KEY, EmbedderUnavailable, InvalidConfig
@@ -159,9 +160,17 @@ async def test_describe_says_what_is_computed_and_carries_canaries_run_alone() -
     assert said.canaries == expected
 
 
-@pytest.mark.parametrize(("dtype", "cosine"), [(Dtype.FLOAT16, 0.999), (Dtype.BFLOAT16, 0.99)])
-async def test_half_precision_may_differ_more(dtype: Dtype, cosine: float) -> None:
-    backend = ArithmeticBackend(about=replace(ABOUT, dtype=dtype))
+@pytest.mark.parametrize(
+    ("about", "cosine"),
+    [
+        (replace(ABOUT, dtype=Dtype.FLOAT16), 0.999),
+        (replace(ABOUT, dtype=Dtype.BFLOAT16), 0.99),
+        (replace(ABOUT, quantization=Quantization.INT8), 0.995),
+    ],
+    ids=["float16", "bfloat16", "int8"],
+)
+async def test_lower_precision_may_differ_more(about: About, cosine: float) -> None:
+    backend = ArithmeticBackend(about=about)
     async with served(EmbedderService(MODEL), backend) as stub:
         said = await stub.Describe(pb.DescribeRequest())
 

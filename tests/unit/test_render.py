@@ -16,6 +16,7 @@ from embedkeep.config import (
     NodeConfig,
     PackageSource,
     PathSource,
+    Quantization,
     ServerTls,
     Tenant,
     ValkeyTarget,
@@ -260,6 +261,7 @@ def test_the_quickstart_is_rendered_as_it_stands() -> None:
         {"model": {"name": "org/model", "source": {"package": {"name": "x"}}}},
         {"embedder": {"managed": {"backend": "torch"}}},
         {"embedder": {"managed": {"backend": "torch", "dtype": "float16"}}},
+        {"embedder": {"managed": {"quantization": "Int8"}}},
     ],
     ids=str,
 )
@@ -279,3 +281,10 @@ def test_what_changes_vectors_starts_a_new_agreement(changed: dict[str, object])
 def test_what_does_not_change_vectors_keeps_the_agreement(changed: dict[str, object]) -> None:
     """A cache must not turn cold because it got more memory."""
     assert agreement(a_cache(**changed)) == agreement(a_cache())
+
+
+def test_an_embedder_is_told_to_compute_in_integers() -> None:
+    given = a_cache(embedder={"managed": {"quantization": "Int8"}})
+
+    assert embedder_config(given, PLACE).quantization is Quantization.INT8
+    assert embedder_config(a_cache(), PLACE).quantization is Quantization.NONE

@@ -22,7 +22,6 @@ WISHES = {
     "spec.nodes.replicasPerShard": {"nodes": {"replicasPerShard": 1}},
     "spec.embedder.external": {"embedder": {"external": {"url": "http://e", "protocol": "tei"}}},
     "spec.embedder.managed.replicas": {"embedder": {"managed": {"replicas": 2}}},
-    "spec.embedder.managed.quantization": {"embedder": {"managed": {"quantization": "Int8"}}},
     "spec.similarity.mode": {"similarity": {"mode": "Serve"}},
     "spec.warmup": {"warmup": {}},
     "spec.tuning.mode": {"tuning": {"mode": "Auto"}},
@@ -77,7 +76,7 @@ def test_all_wishes_are_refused_at_once() -> None:
     [
         {"similarity": {"mode": "Off"}, "tuning": {"mode": "Off"}},
         {"monitoring": {"rules": False}},
-        {"embedder": {"managed": {"replicas": 1, "quantization": "None"}}},
+        {"embedder": {"managed": {"replicas": 1, "quantization": "Int8"}}},
         {"nodes": {"shards": 1, "replicasPerShard": 0}},
     ],
     ids=["off", "not wanted", "one of each", "one shard"],

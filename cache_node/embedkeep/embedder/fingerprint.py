@@ -1,12 +1,13 @@
 """What makes two embedders the same model: a hash of all that decides their vectors.
 
 Taken into it: weights, tokenizer, the descriptions of the modules, each by its name inside the
-model's folder and its content; the revision asked for, max_tokens, pooling, dtype and backend.
-Left out: paths, times, machines. Equal content gives an equal fingerprint anywhere.
+model's folder and its content; the revision asked for, max_tokens, pooling, dtype and backend; and
+of an int8 model how it was rounded, and what of the CPU decides its bits. Left out: paths, times,
+and for all others machines. Equal content gives an equal fingerprint anywhere.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,19 +20,21 @@ PIPELINE: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
 
 
-def fingerprint(
+def fingerprint(  # noqa: PLR0913  # each decides vectors
     folder: Folder,
     *,
     weights: Iterable[Path],
     revision: str | None,
     backend: Backend,
     dtype: Dtype,
+    int8: Sequence[str] = (),
 ) -> str:
     """32 hexadecimal digits.
 
     Args:
         weights: The transformer's weight files that this backend reads.
         revision: As asked for; None: whatever the source holds.
+        int8: What decides a quantized model's integers and kernels. Empty: it is not quantized.
     """
     dense = [step.weights for step in folder.steps if isinstance(step, Dense)]
     digest = hashlib.blake2b(digest_size=16, person=b"ek-model")
@@ -43,6 +46,7 @@ def fingerprint(
         ("lower_case", str(folder.lower_case)),
         ("dtype", dtype),
         ("backend", backend),
+        *((("int8", " ".join(int8)),) if int8 else ()),
     ):
         _field(digest, name.encode(), value.encode())
     for file in sorted({*folder.files, folder.tokenizer, *dense, *weights}):

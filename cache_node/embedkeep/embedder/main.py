@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from embedkeep.config import Backend as BackendName
-from embedkeep.config import EmbedderConfig
+from embedkeep.config import EmbedderConfig, Quantization
 from embedkeep.embedder import folder, source
 from embedkeep.embedder.answering import SERVICE
 from embedkeep.embedder.backends import Backend
@@ -55,6 +55,11 @@ def open_backend(config: EmbedderConfig) -> Backend:
     Raises:
         InvalidConfig: It cannot be found or run; says which field, its value and what to do.
     """
+    if config.quantization is not Quantization.NONE and config.backend is not BackendName.ONNX:
+        raise InvalidConfig(
+            f"{config.quantization} needs backend onnx; {config.backend} computes in dtype",
+            field="quantization",
+        )
     described = folder.read(
         source.resolve(config.model, backend=config.backend), max_tokens=config.model.max_tokens
     )

@@ -12,9 +12,6 @@ vectors are added up beforehand; masked positions get -1e9 added, whose exponent
 
 import hashlib
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +27,7 @@ from safetensors.numpy import load_file
 
 from embedkeep.embedder.fingerprint import content
 from embedkeep.embedder.folder import FIELD, Folder, Transformer, positions
+from embedkeep.embedder.onnx_files import kept
 from embedkeep.errors import InvalidConfig
 
 F32 = NDArray[np.float32]
@@ -41,8 +39,6 @@ _OPSET: Final = 20
 """The first with Gelu. ONNX Runtime knows it from 1.17 on."""
 _IR_VERSION: Final = 10
 _MASKED: Final = np.float32(-1e9)
-_WHOLE_BYTES: Final = 1 << 30
-"""Weights beyond this go beside the graph: protobuf ends at 2 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +103,7 @@ _ACTIVATIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 def converted(folder: Folder, work_dir: Path) -> Path:
     """The model as an ONNX file under *work_dir*, converted now or before.
 
-    Files are named by a hash of the weights and the configuration. A conversion is written beside
-    its place and then moved there as a whole: of two processes at once, one keeps its result.
+    Files are named by a hash of the weights and the configuration.
 
     Raises:
         InvalidConfig: The model's kind is unknown, its weights cannot be read, or *work_dir*
@@ -118,34 +113,7 @@ def converted(folder: Folder, work_dir: Path) -> Path:
     digest = hashlib.blake2b(f"onnx-bert {CONVERTER}".encode(), digest_size=16)
     for file in (folder.transformer / "config.json", *folder.safetensors):
         digest.update(content(file))
-    place = work_dir / digest.hexdigest()
-    model = place / "model.onnx"
-    if model.is_file():
-        return model
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=work_dir, prefix="converting-") as part:
-            built = Path(part, "model")
-            built.mkdir()
-            _save(build(folder.config, load(folder)), built / model.name)
-            try:
-                built.rename(place)
-            except OSError:
-                if not model.is_file():  # else another process was first; its file is the same
-                    shutil.rmtree(place, ignore_errors=True)
-                    built.rename(place)
-    except OSError as error:
-        raise InvalidConfig(
-            f"the converted model cannot be written to {work_dir}: {error.strerror}",
-            field="work_dir",
-        ) from error
-    return model
-
-
-def cache_folder() -> Path:
-    """Where converted models go unless told otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "embedkeep" / "onnx"
+    return kept(work_dir, digest.hexdigest(), lambda: build(folder.config, load(folder)))
 
 
 def load(folder: Folder) -> dict[str, F32]:
@@ -200,12 +168,6 @@ def _check(folder: Folder) -> None:
             f"works: absolute, False, {', '.join(_ACTIVATIONS)}; or backend: torch",
             field=FIELD,
         )
-
-
-def _save(model: onnx.ModelProto, file: Path) -> None:
-    onnx.save_model(
-        model, file, save_as_external_data=model.ByteSize() > _WHOLE_BYTES, location="weights.bin"
-    )
 
 
 def _buckets(length: int, *, buckets: int, most: int = 128) -> NDArray[np.int64]:

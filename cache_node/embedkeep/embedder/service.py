@@ -154,7 +154,7 @@ def _described(model: ModelSpec, about: About, alone: bytes) -> pb.DescribeRespo
         device=about.device,
         dtype=about.dtype,
         canaries=alone,
-        min_canary_cosine=canaries.MIN_COSINE[about.dtype],
+        min_canary_cosine=canaries.min_cosine(about.dtype, about.quantization),
     )
 
 

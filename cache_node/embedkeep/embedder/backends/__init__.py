@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedkeep.config import Backend as BackendName
-from embedkeep.config import Dtype
+from embedkeep.config import Dtype, Quantization
 
 Vectors = NDArray[np.float32]
 """Shape (rows, dimensions), float32."""
@@ -41,6 +41,7 @@ class About:
     device: str
     """cpu, cuda or mps."""
     dtype: Dtype
+    quantization: Quantization = Quantization.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,15 @@
-"""ONNX Runtime on the CPU, float32: the default where there is no GPU.
+"""ONNX Runtime on the CPU, float32 or int8: the default where there is no GPU.
 
 A text's vector has the same bits whether it runs alone, batched or padded. ONNX Runtime does not
 promise that, so it is tried at load on this very CPU: where padding changes bits, only texts of
-one length share a run, and where batching does, each text runs alone.
+one length share a run, and where batching does, each text runs alone. This holds for int8 as well,
+because `embedkeep.embedder.quantize` rounds each token by itself.
 """
 
 import os
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,12 +18,15 @@ import structlog
 from numpy.typing import NDArray
 
 from embedkeep.config import Backend as BackendName
-from embedkeep.config import Dtype, EmbedderConfig
+from embedkeep.config import Dtype, EmbedderConfig, Quantization
+from embedkeep.embedder import cpu
 from embedkeep.embedder.backends import CPU_RUN_TOKENS, About, Tokens, Vectors, runs
 from embedkeep.embedder.fingerprint import fingerprint
 from embedkeep.embedder.folder import FIELD, Folder
-from embedkeep.embedder.onnx_bert import cache_folder, converted
+from embedkeep.embedder.onnx_bert import converted
+from embedkeep.embedder.onnx_files import cache_folder, parts
 from embedkeep.embedder.pooling import tail
+from embedkeep.embedder.quantize import QUANTIZER, as_int8
 from embedkeep.embedder.tokens import Tokenize
 from embedkeep.errors import InvalidConfig
 
@@ -53,12 +58,10 @@ class OnnxBackend:
         _check(config)
         self._tokenize = Tokenize(folder)
         self._tail = tail(folder)
-        ready = folder.ready_onnx
-        file = ready or converted(folder, config.work_dir or cache_folder())
+        file, weights, int8 = _model(config, folder)
         self._session = _session(str(file), config.threads or _cores())
         self._inputs = {wanted.name for wanted in self._session.get_inputs()}
         self._output = _token_output(self._session, str(file))
-        weights = sorted(ready.parent.glob("model.onnx*")) if ready else folder.safetensors
         probe = self._run([[0, 1]])[0]
         self.about = About(
             fingerprint=fingerprint(
@@ -67,6 +70,7 @@ class OnnxBackend:
                 revision=config.model.revision,
                 backend=BackendName.ONNX,
                 dtype=Dtype.FLOAT32,
+                int8=int8,
             ),
             dimensions=len(probe),
             max_tokens=folder.max_tokens,
@@ -74,6 +78,7 @@ class OnnxBackend:
             backend=BackendName.ONNX,
             device="cpu",
             dtype=Dtype.FLOAT32,
+            quantization=config.quantization,
         )
         self.grouping = self._try_groupings()
         if self.grouping is not Grouping.PADDED:
@@ -131,6 +136,22 @@ def _check(config: EmbedderConfig) -> None:
         raise InvalidConfig(
             f"{config.device!r} needs backend torch; onnx runs on cpu", field="device"
         )
+
+
+def _model(config: EmbedderConfig, folder: Folder) -> tuple[Path, list[Path], tuple[str, ...]]:
+    """The file to run, the files that decide its weights, and what else decides an int8 model."""
+    work_dir = config.work_dir or cache_folder()
+    ready = folder.ready_onnx
+    weights = parts(ready) if ready else [*folder.safetensors]
+    file = ready or converted(folder, work_dir)
+    if config.quantization is Quantization.NONE:
+        return file, weights, ()
+    # A ready file that is quantized already, as some hub models have one beside it, is not looked
+    # for: each maker rounds in another way, and this one keeps a text's bits in any batch.
+    found = cpu.features()
+    bits = cpu.weight_bits(found)
+    file = as_int8(file, work_dir, made_of=parts(file), bits=bits)
+    return file, weights, (str(QUANTIZER), str(bits), *found)
 
 
 def _session(file: str, threads: int) -> onnxruntime.InferenceSession:
