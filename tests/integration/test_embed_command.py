@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from embedkeep.cli.embed import embed
+from embedkeep.cli.embed import BATCH_INPUTS, embed
 from embedkeep.cli.finding import target_of
-from embedkeep.cli.reading import BATCH_INPUTS, MAX_LINE_BYTES, batches, from_lines
+from embedkeep.cli.pipeline import Batches
+from embedkeep.cli.reading import MAX_LINE_BYTES, from_lines
 from embedkeep.cli.writing import reporting
 from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unavailable
@@ -383,10 +384,10 @@ def test_no_more_than_one_batch_is_read_ahead() -> None:
     """A million lines cost the memory of one batch."""
     stream = io.BytesIO(b"text\n" * (10 * BATCH_INPUTS))
 
-    first = next(batches(from_lines(stream)))
+    first = Batches(from_lines(stream)).take(BATCH_INPUTS)
 
     assert len(first) == BATCH_INPUTS
-    assert stream.tell() == len(b"text\n") * (BATCH_INPUTS + 1)
+    assert stream.tell() == len(b"text\n") * BATCH_INPUTS
 
 
 def test_help_teaches_by_examples() -> None:

@@ -250,6 +250,29 @@ def test_the_last_attempt_ends_with_the_nodes_own_error() -> None:
     assert raised.value is planted[1]
 
 
+def test_what_never_fits_as_a_whole_is_answered_in_halves() -> None:
+    world = World(node=FakeNode(max_inputs=128))
+    texts = [f"text {number}" for number in range(128)]
+
+    exchange = world.call(texts)
+    world.errors = [Overloaded("busy", retry_after_s=0.1)] * 3
+    world.drive(exchange, pick=lambda _flying: 0)
+
+    np.testing.assert_array_equal(
+        np.stack([vector_of(text) for text in texts]), exchange.result().vectors
+    )
+    assert sorted(len(request.inputs) for request in world.node.requests) == [32, 32, 32, 32]
+
+
+def test_no_request_is_cut_into_crumbs() -> None:
+    world = World()
+    world.errors = [Overloaded("busy", retry_after_s=0.1)] * 2
+
+    world.drive(world.call(["a"] * 31))
+
+    assert [len(request.inputs) for request in world.node.requests] == [31]
+
+
 def test_an_overloaded_node_is_asked_again_only_when_it_says_when() -> None:
     world = World()
     world.errors = [Overloaded("busy", retry_after_s=3.0)]

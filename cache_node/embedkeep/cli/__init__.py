@@ -1,9 +1,10 @@
 """The `embedkeep` command.
 
-Here live its frame (this module), `embed` with what it reads, writes and asks (`reading`,
-`writing`, `finding`), and the commands that run one process (`processes`). `up` and `status` live
-in `embedkeep_operator.local`. Nothing imports this package but the entry points and tests: what a
-command does beyond the command line belongs elsewhere.
+Here live its frame (this module); `embed` with what it reads, writes and asks (`reading`,
+`writing`, `parquet`, `asking`; `finding` and `connecting` reach a cache); what long runs add
+(`bulk`, `pipeline`, `journal`, `progress`); and the commands that run one process (`processes`).
+`up` and `status` live in `embedkeep_operator.local`. Nothing imports this package but the entry
+points and tests: what a command does beyond the command line belongs elsewhere.
 
 The table below says which commands there are. Each is imported only when it is used: help stays
 fast, an extra that is not installed is missed by its own command alone, and what lives on the

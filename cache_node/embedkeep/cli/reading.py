@@ -1,16 +1,13 @@
-"""Texts for `embedkeep embed`: from arguments or from lines, in batches of bounded size."""
+"""Texts: from arguments, lines, JSON lines or a Parquet column."""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from embedkeep.errors import InvalidConfig
 
-BATCH_INPUTS: Final = 512
-"""Inputs a call: enough to keep a node busy, few enough to be answered in time."""
-BATCH_CHARS: Final = 2 << 20
-"""Characters of a batch, unless one text alone has more."""
 MAX_LINE_BYTES: Final = 4 << 20
 """A longer line is no text that a cache takes; it is passed over without being kept."""
 
@@ -24,6 +21,16 @@ class Line:
     text: str = ""
     problem: str = ""
     """Why there is no text; empty: there is one."""
+
+    @property
+    def cost(self) -> int:
+        """About what it takes of memory, bytes."""
+        return len(self.text)
+
+    @property
+    def evidence(self) -> bytes:
+        """What tells it from another line that might stand in its place."""
+        return self.text.encode(errors="surrogatepass") or b"\0" + self.problem.encode()
 
 
 def from_arguments(texts: Iterable[str]) -> Iterator[Line]:
@@ -56,18 +63,54 @@ def from_jsonl(file: BinaryIO, field: str) -> Iterator[Line]:
             yield Line(number=line.number, problem=f"has no string at {field!r} (see --field)")
 
 
-def batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Group *lines*, in order, so that no more than one batch is held at a time."""
-    batch: list[Line] = []
-    size = 0
-    for line in lines:
-        if batch and (len(batch) == BATCH_INPUTS or size + len(line.text) > BATCH_CHARS):
-            yield batch
-            batch, size = [], 0
-        batch.append(line)
-        size += len(line.text)
-    if batch:
-        yield batch
+def count_lines(file: BinaryIO) -> int:
+    """How many lines `from_lines` yields, unless one is too long to be kept."""
+    count, last = 0, b"\n"
+    while block := file.read(1 << 20):
+        count += block.count(b"\n")
+        last = block[-1:]
+    return count + (last != b"\n")
+
+
+def lines_of(source: Path, field: str) -> Iterator[Line]:
+    """The texts of a file, by the kind that its name says it is.
+
+    Raises:
+        InvalidConfig: It cannot be read, or has no such column.
+    """
+    if source.suffix == ".parquet":
+        from embedkeep.cli.parquet import from_parquet  # noqa: PLC0415  # an extra
+
+        yield from from_parquet(source, field)
+        return
+    with opened(source) as file:
+        yield from from_jsonl(file, field) if source.suffix == ".jsonl" else from_lines(file)
+
+
+def total_of(source: Path) -> int:
+    """How many lines `lines_of` yields.
+
+    Raises:
+        InvalidConfig: It cannot be read.
+    """
+    if source.suffix == ".parquet":
+        from embedkeep.cli.parquet import count_rows  # noqa: PLC0415  # an extra
+
+        return count_rows(source)
+    with opened(source) as file:
+        return count_lines(file)
+
+
+def opened(file: Path, *, flag: str = "--file") -> BinaryIO:
+    """*file*, for reading.
+
+    Raises:
+        InvalidConfig: It cannot be read; names the *flag* that it was given with.
+    """
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise InvalidConfig(f"{file} cannot be read: {error.strerror}", field=flag) from error
 
 
 def _raw_lines(file: BinaryIO) -> Iterator[bytes | None]:

@@ -6,16 +6,16 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
-from embedkeep.cli.reading import Line
+from embedkeep.cli.asking import Rows
+from embedkeep.client import Source
 from embedkeep.errors import InvalidConfig
 
 
@@ -26,18 +26,8 @@ class Writer(ABC):
         self._file = file
 
     @abstractmethod
-    def write(
-        self,
-        lines: Sequence[Line],
-        vectors: NDArray[np.float32],
-        sources: Sequence[str],
-        tokens: Sequence[int],
-    ) -> None:
-        """One batch.
-
-        Args:
-            vectors: Shape [n, d], float32; a failed row is NaN, and its source "none".
-        """
+    def write(self, rows: Rows) -> None:
+        """One batch."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -51,35 +41,34 @@ class JsonLines(Writer):
 
     Args:
         with_text: Put the text beside its vector.
+        with_source: Say where it came from; a long run leaves it out, because it differs between a
+            run that was interrupted and one that was not.
     """
 
-    def __init__(self, file: BinaryIO, *, with_text: bool) -> None:
+    def __init__(self, file: BinaryIO, *, with_text: bool, with_source: bool = True) -> None:
         super().__init__(file)
         self._with_text = with_text
+        self._with_source = with_source
 
-    def write(
-        self,
-        lines: Sequence[Line],
-        vectors: NDArray[np.float32],
-        sources: Sequence[str],
-        tokens: Sequence[int],
-    ) -> None:
+    def write(self, rows: Rows) -> None:
         """See `Writer`."""
-        for line, row, source, count in zip(lines, vectors, sources, tokens, strict=True):
-            if source == "none":
+        for place, (line, row) in enumerate(zip(rows.lines, rows.vectors, strict=True)):
+            if (source := rows.sources[place]) is Source.NONE:
                 continue
-            head = json.dumps({"line": line.number} | self._text(line))
-            tail = json.dumps({"source": source, "tokens": count})
+            head: dict[str, object] = {"line": line.number}
+            if self._with_text:
+                head["text"] = line.text
+            tail: dict[str, object] = {"source": source} if self._with_source else {}
+            tail["tokens"] = rows.tokens[place]
+            if place in rows.truncated:
+                tail["truncated"] = True
             components = ",".join(row.astype("U").tolist())
-            record = f'{head[:-1]}, "vector": [{components}], {tail[1:]}\n'
+            record = f'{json.dumps(head)[:-1]}, "vector": [{components}], {json.dumps(tail)[1:]}\n'
             self._file.write(record.encode())
         self._file.flush()
 
     def finish(self) -> None:
         """See `Writer`."""
-
-    def _text(self, line: Line) -> dict[str, str]:
-        return {"text": line.text} if self._with_text else {}
 
 
 class Npy(Writer):
@@ -89,23 +78,17 @@ class Npy(Writer):
     Source of the format: NumPy Enhancement Proposal 1.
 
     Args:
-        file: Empty, and able to seek.
+        file: Able to seek. Empty, or at the end of *rows* rows of *dimensions*.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, rows: int = 0, dimensions: int = 0) -> None:
         super().__init__(file)
-        self._rows = 0
-        self._dimensions = 0
+        self._rows = rows
+        self._dimensions = dimensions
 
-    def write(
-        self,
-        lines: Sequence[Line],
-        vectors: NDArray[np.float32],
-        sources: Sequence[str],
-        tokens: Sequence[int],
-    ) -> None:
+    def write(self, rows: Rows) -> None:
         """See `Writer`."""
-        del lines, sources, tokens
+        vectors = rows.vectors
         if self._dimensions == 0 and vectors.shape[1]:
             self._dimensions = vectors.shape[1]
             self._header()
@@ -115,10 +98,9 @@ class Npy(Writer):
                 self._file.write(blank)
         self._rows += len(vectors)
         if self._dimensions:
-            rows = (
-                vectors if vectors.shape[1] else np.full((len(vectors), self._dimensions), np.nan)
-            )
-            self._file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+            if not vectors.shape[1]:
+                vectors = np.full((len(vectors), self._dimensions), np.nan, np.float32)
+            self._file.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
 
     def finish(self) -> None:
         """See `Writer`."""

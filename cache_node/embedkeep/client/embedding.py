@@ -36,6 +36,7 @@ from embedkeep.errors import (
     InvalidInput,
     InvalidRequest,
     ModelDrift,
+    Overloaded,
     Unavailable,
 )
 from embedkeep.v1 import cache_pb2
@@ -45,6 +46,8 @@ MAX_RECEIVE_BYTES: Final = 64 << 20
 """Largest answer a client takes; requests are cut so that answers stay below it."""
 MAX_BEGINNINGS: Final = 4
 """How often a call begins anew because nodes answer with different models."""
+MIN_HALF_INPUTS: Final = 16
+"""Smaller halves are not worth a request each."""
 
 
 @dataclass(slots=True)
@@ -107,7 +110,7 @@ class EmbedExchange(Exchange):
             view=ask.view(setting.encoding),
         )
         self._info: CacheInfo | None = None
-        self._recut = False
+        self._asked_again = False
         self._refusal: EmbedKeepError | None = None
         self._beginnings = 0
         self._generation = 0
@@ -253,11 +256,19 @@ class EmbedExchange(Exchange):
         letter = self._flying.get(ticket)
         # By its very class: what is wrong with a text, a key or a model is not about limits.
         about_limits = type(error) is InvalidRequest and letter and letter.inputs is not None
-        if about_limits and self._info is not None and not self._recut:
-            self._recut, self._refusal = True, error
+        if about_limits and self._info is not None and not self._asked_again:
+            self._asked_again, self._refusal = True, error
             self._doubt(self._info)
             return
         super().failed(ticket, error, now)
+
+    def _recut(self, letter: Letter, error: EmbedKeepError) -> Sequence[Sequence[int] | None]:
+        """Halves, where too much is waiting: what never fits as a whole is answered in parts."""
+        inputs = letter.inputs or ()
+        if not isinstance(error, Overloaded) or len(inputs) < 2 * MIN_HALF_INPUTS:
+            return super()._recut(letter, error)
+        half = len(inputs) // 2
+        return [inputs[:half], inputs[half:]]
 
     def _learn(self, answer: Answer) -> None:
         """Limits go with a model: with another one they are asked for again."""

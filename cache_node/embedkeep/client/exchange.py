@@ -201,8 +201,14 @@ class Exchange(ABC):
         if pause_s is None:
             return False
         self.retried += 1
-        self._rest(Letter(inputs=letter.inputs, attempts=attempts), until=now + pause_s)
+        for inputs in self._recut(letter, error):
+            self._rest(Letter(inputs=inputs, attempts=attempts), until=now + pause_s)
         return True
+
+    def _recut(self, letter: Letter, error: EmbedKeepError) -> Sequence[Sequence[int] | None]:
+        """The inputs of the requests that take the place of a refused one."""
+        del error
+        return [letter.inputs]
 
     def _rest(self, letter: Letter, *, until: float) -> None:
         # The middle field keeps equal times in order and letters out of the comparison.

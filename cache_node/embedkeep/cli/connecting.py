@@ -1,0 +1,114 @@
+"""How a command reaches a cache: the options that say whom to call and as whom, and the client."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypedDict, TypeVar
+
+import click
+
+from embedkeep.cli.finding import Target, target_of
+from embedkeep.client import Client, Retries
+from embedkeep.client.options import ClientOptions
+from embedkeep.config import ClientTls
+from embedkeep.errors import Unavailable
+from embedkeep.runs import default_root
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+class Reach(TypedDict):
+    """The options of `reaching`."""
+
+    address: str | None
+    state_dir: Path | None
+    api_key_file: Path | None
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_name: str | None
+    model: str | None
+    prompt: str | None
+
+
+PATIENCE_S: Final = 600.0
+"""Longest wait for a call of a long run: a node that is overrun or restarts comes back before."""
+_LONG: Final = Retries(max_attempts=1_000_000, max_pause_s=5.0)
+
+_CLOSED: Final = "Socket closed"
+"""How gRPC says that the other side took the connection and then ended it."""
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+_OPTIONS: Final = (
+    click.option(
+        "-a", "--address", envvar="EMBEDKEEP_ADDRESS", metavar="HOST:PORT[,...]|NAME",
+        help="A node, several with commas between them, or the name of a cache that `embedkeep up` "
+        "runs here. [default: the only one that runs here]",
+    ),
+    click.option(
+        "--state-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+        help="Where `embedkeep up` keeps its state.  [default: $XDG_STATE_HOME/embedkeep]",
+    ),
+    click.option(
+        "--api-key-file", type=_FILE, envvar="EMBEDKEEP_API_KEY_FILE",
+        help="The first word in it is your API key. Needed where the cache has tenants.",
+    ),
+    click.option("--tls-ca", type=_FILE, help="Authority to trust; turns TLS on."),
+    click.option(
+        "--tls-cert", type=_FILE, help="Certificate to show, with --tls-key; turns TLS on."
+    ),
+    click.option("--tls-key", type=_FILE, help="Its key."),
+    click.option("--tls-name", help="Name in the node's certificate. [default: the host dialled]"),
+    click.option("--model", help="The resource's name, name:prompt, or the model's full name."),
+    click.option("--prompt", help="Name of one of the resource's prompts, put before each text."),
+)  # fmt: skip
+
+
+def reaching(command: CommandT) -> CommandT:
+    """Give a command the options of `Reach`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def connected(flags: Reach, *, patience_s: float | None = None) -> Iterator[Client]:
+    """A client of the cache that is meant.
+
+    Args:
+        patience_s: Longest wait for a call of a long run, seconds, through whatever may pass by
+            itself; the run has several calls under way. None: as the client does.
+
+    Raises:
+        InvalidConfig: It is not clear which is meant, or a file cannot be read.
+    """
+    target = target_of(flags["address"], flags["state_dir"] or default_root())
+    tls = _tls(target, flags)
+    options = ClientOptions(api_key=flags["api_key_file"], tls=tls)
+    if patience_s is not None:
+        options |= ClientOptions(timeout_s=patience_s, retries=_LONG, parallel=1)
+    with _hinting(tls), Client(target.address, **options) as client:
+        yield client
+
+
+@contextmanager
+def _hinting(tls: ClientTls | None) -> Iterator[None]:
+    """Say what may be the reason when a plain connection is closed by the other side."""
+    try:
+        yield
+    except Unavailable as error:
+        if tls is None and _CLOSED in str(error):
+            raise Unavailable(f"{error}; if the node speaks TLS, give --tls-ca FILE") from error
+        raise
+
+
+def _tls(target: Target, flags: Reach) -> ClientTls | None:
+    if not any((flags["tls_ca"], flags["tls_cert"], flags["tls_key"], flags["tls_name"])):
+        return target.tls
+    return ClientTls(
+        ca_file=flags["tls_ca"],
+        cert_file=flags["tls_cert"],
+        key_file=flags["tls_key"],
+        server_name=flags["tls_name"],
+    )
