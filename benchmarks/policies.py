@@ -1,7 +1,6 @@
 """The policies that S3-FIFO was measured against. Each is an `embedkeep.node.eviction.Policy`."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
 
 
 class Lru:
@@ -10,7 +9,7 @@ class Lru:
     def __init__(self) -> None:
         self._slots: OrderedDict[int, None] = OrderedDict()
 
-    def insert(self, slot: int, key: Hashable) -> None:  # noqa: ARG002  # the protocol's
+    def insert(self, slot: int) -> None:
         """The newest."""
         self._slots[slot] = None
 
@@ -42,7 +41,7 @@ class Sieve:
         self._ahead: OrderedDict[int, None] = OrderedDict()
         self._visited: set[int] = set()
 
-    def insert(self, slot: int, key: Hashable) -> None:  # noqa: ARG002  # the protocol's
+    def insert(self, slot: int) -> None:
         """The newest, not visited."""
         self._ahead[slot] = None
 

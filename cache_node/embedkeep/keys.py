@@ -70,6 +70,11 @@ def tenant_tag(salt: bytes) -> bytes:
     return _tag(b"ek-tenant", salt)
 
 
+def tenant_tag_of(key: Key) -> bytes:
+    """The tenant whose key it is, by its tag."""
+    return key[TAG_BYTES : 2 * TAG_BYTES]
+
+
 class KeySpace:
     """Makes the keys of one tenant under one model and epoch.
 

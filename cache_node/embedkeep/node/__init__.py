@@ -7,7 +7,7 @@ What lives here, from the edge inwards:
 - `cache`, `exchange`: the path of one request through the tiers, and what is asked and answered;
   the module to read first.
 - `flights`: one computation for many callers.
-- `arena`, `eviction`: L1, the node's memory.
+- `arena`, `keytable`, `eviction`: L1, the node's memory.
 - `tier`, `connection`, `breaker`: the Valkey beside the node.
 - `space`, `embedders`: which model the entries belong to, and the way to the processes that run it.
 - `metrics`: what is counted.

@@ -11,16 +11,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.keys import Key
-from embedkeep.node.eviction import S3Fifo, tenant_to_evict
+from embedkeep.keys import Key, tenant_tag_of
+from embedkeep.node.eviction import NOTES_BYTES_A_SLOT, Notes, S3Fifo, tenant_to_evict
+from embedkeep.node.keytable import BYTES_A_SLOT, MISSING, KeyTable, Slots
 from embedkeep.records import FLAG_IMPORTED, FLAG_TRUNCATED, Entry
 
-OVERHEAD_BYTES: Final = 768
-"""Of an entry beside its vector: key, dictionaries, the policy's notes. Measured with tracemalloc
-where it is largest, in an arena that has evicted and whose dictionaries have just doubled, and
-rounded up: tests/unit/test_arena.py."""
-
-MISSING: Final = -1
+OVERHEAD_BYTES: Final = 4 + 1 + 8 + 4 + BYTES_A_SLOT + NOTES_BYTES_A_SLOT
+"""Of an entry beside its vector: tokens, flags, cost and birth; its key; and
+what the policy notes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +54,10 @@ class Arena:
         tenants: Iterable[bytes],
         ttl_s: int | None = None,
     ) -> None:
-        self.capacity = nbytes // (4 * dimensions + OVERHEAD_BYTES)
-        """Entries that fit."""
         self.slot_bytes = 4 * dimensions + OVERHEAD_BYTES
+        """Memory of an entry."""
+        self.capacity = nbytes // self.slot_bytes
+        """Entries that fit."""
         self.evictions = 0
         """Entries dropped for room so far."""
         # Not touched before it is used, so that the kernel gives memory as entries come.
@@ -66,61 +65,57 @@ class Arena:
         self._tokens = np.empty(self.capacity, np.uint32)
         self._flags = np.empty(self.capacity, np.uint8)
         self._device_ns = np.empty(self.capacity, np.uint64)
-        self._born_s = np.empty(self.capacity, np.uint32)
+        self._born_s = np.empty(self.capacity + 1, np.uint32)  # MISSING, too, is an index
         self._ttl_s = ttl_s
-        self._slots: dict[Key, int] = {}
-        self._keys: list[Key | None] = []
-        self._free: list[int] = []
-        self._policies = {tag: S3Fifo() for tag in tenants}
-        self._owners: dict[int, bytes] = {}
-        self._used = dict.fromkeys(self._policies, 0)
+        self._keys = KeyTable(self.capacity)
+        self._notes = Notes(self._keys)
+        self._policies = {tag: S3Fifo(self._notes) for tag in tenants}
         self._shares = dict.fromkeys(self._policies, 1)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._keys)
 
     def __contains__(self, key: Key) -> bool:
         """It is held; no hit is counted, and its life is not looked at."""
-        return key in self._slots
+        return self._keys.get(key) != MISSING
 
-    def find(self, keys: Sequence[Key], tenant: bytes, *, now_s: int = 0) -> list[int]:
+    def find(self, keys: Sequence[Key], *, now_s: int = 0) -> Slots:
         """Slot of each key, or MISSING; counts as a hit. Good until anything is stored.
 
         Args:
             now_s: Unix time, seconds: entries whose life is over are dropped.
         """
-        slots = [self._slots.get(key, MISSING) for key in keys]
+        slots = self._keys.find(keys)
         if self._ttl_s is not None:
             self._expire(keys, slots, now_s - self._ttl_s)
-        hit = self._policies[tenant].hit
-        for slot in slots:
-            if slot != MISSING:
-                hit(slot)
+        held = slots != MISSING
+        self._notes.hit(slots if held.all() else slots[held])
         return slots
 
-    def read(self, slots: Sequence[int]) -> Hits:
+    def read(self, slots: Slots) -> Hits:
         """A copy of what lies in *slots*."""
-        at = np.asarray(slots, np.intp)
-        flags = self._flags[at]
+        flags = self._flags[slots]
         return Hits(
-            vectors=self._vectors[at],
-            tokens=self._tokens[at].tolist(),
+            vectors=self._vectors[slots],
+            tokens=self._tokens[slots].tolist(),
             truncated=np.flatnonzero(flags & FLAG_TRUNCATED).tolist(),
             imported=np.flatnonzero(flags & FLAG_IMPORTED).tolist(),
-            device_ns=int(self._device_ns[at].sum()),
+            device_ns=int(self._device_ns[slots].sum()),
         )
 
     def put(self, key: Key, entry: Entry, tenant: bytes) -> None:
-        """Keep *entry*; an earlier one under *key* is overwritten. Drops others for room."""
+        """Keep *entry*; an earlier one under *key* is overwritten. Drops others for room.
+
+        Args:
+            tenant: The tag in *key*.
+        """
         if self.capacity == 0:
             return
-        if (slot := self._slots.get(key)) is None:
-            slot = self._room(tenant)
-            self._slots[key] = slot
-            self._keys[slot] = key
-            self._owners[slot] = tenant
-            self._used[tenant] += 1
-            self._policies[tenant].insert(slot, key)
+        if (slot := self._keys.get(key)) == MISSING:
+            if len(self) == self.capacity:
+                self._evict(tenant)
+            slot = self._keys.add(key)
+            self._policies[tenant].insert(slot)
         self._vectors[slot] = entry.vector
         self._tokens[slot] = entry.tokens
         self._flags[slot] = entry.flags
@@ -129,39 +124,27 @@ class Arena:
 
     def remove(self, key: Key) -> None:
         """Forget *key*, if it is held."""
-        if (slot := self._slots.get(key)) is not None:
-            self._policies[self._owners[slot]].remove(slot)
-            self._release(slot)
+        if (slot := self._keys.remove(key)) != MISSING:
+            self._policies[tenant_tag_of(key)].remove(slot)
 
     def remove_tenant(self, tenant: bytes) -> None:
         """Forget all of one tenant."""
-        for slot in [slot for slot, owner in self._owners.items() if owner == tenant]:
-            self._release(slot)
-        self._policies[tenant] = S3Fifo()
+        self._notes.clear(tenant, self._keys.remove_tenant(tenant))
+        self._policies[tenant] = S3Fifo(self._notes)
 
-    def _expire(self, keys: Sequence[Key], slots: list[int], oldest_s: int) -> None:
+    def held(self, tenant: bytes) -> int:
+        """Entries of one tenant."""
+        return len(self._policies[tenant])
+
+    def _expire(self, keys: Sequence[Key], slots: Slots, oldest_s: int) -> None:
         """Drop those of *slots* that were computed at *oldest_s* or before."""
-        for at, (key, slot) in enumerate(zip(keys, slots, strict=True)):
-            if slot != MISSING and 0 < self._born_s[slot] <= oldest_s:
-                self.remove(key)  # does nothing for a key that stands twice in a batch
-                slots[at] = MISSING
+        born_s = self._born_s[slots]
+        for at in np.flatnonzero((slots != MISSING) & (born_s > 0) & (born_s <= oldest_s)).tolist():
+            self.remove(keys[at])  # does nothing for a key that stands twice in a batch
+            slots[at] = MISSING
 
-    def _room(self, tenant: bytes) -> int:
-        if self._free:
-            return self._free.pop()
-        if len(self._keys) < self.capacity:
-            self._keys.append(None)
-            return len(self._keys) - 1
-        loser = tenant_to_evict(self._used, self._shares, newcomer=tenant)
-        slot = self._policies[loser].victim()
-        self._release(slot)
+    def _evict(self, newcomer: bytes) -> None:
+        used = {tag: len(policy) for tag, policy in self._policies.items()}
+        loser = tenant_to_evict(used, self._shares, newcomer=newcomer)
+        self._keys.remove(self._keys.key(self._policies[loser].victim()))
         self.evictions += 1
-        return self._free.pop()
-
-    def _release(self, slot: int) -> None:
-        key = self._keys[slot]
-        assert key is not None  # noqa: S101 - a held slot has a key
-        del self._slots[key]
-        self._keys[slot] = None
-        self._used[self._owners.pop(slot)] -= 1
-        self._free.append(slot)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import numpy as np
+
 from embedkeep.config import NodeConfig
 from embedkeep.errors import (
     DeadlineExceeded,
@@ -24,11 +26,12 @@ from embedkeep.errors import (
 )
 from embedkeep.keys import TAG_BYTES, Key
 from embedkeep.node.admission import Admission, Urgency
-from embedkeep.node.arena import MISSING, Arena
+from embedkeep.node.arena import Arena
 from embedkeep.node.embedders import Embedders, Outcome, Work
 from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.flights import Flights, Origin, Trip
 from embedkeep.node.imports import Landings
+from embedkeep.node.keytable import MISSING
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
@@ -252,20 +255,20 @@ class Cache:
                 answer.fail(index, error)
         indices = [index for index in range(len(texts)) if index not in answer.errors]
         keys = [make(texts[index]) for index in indices]
-        slots = (
-            [MISSING] * len(keys)
-            if request.fresh
-            else arena.find(keys, asked.tenant.tag, now_s=self._clock_ms() // 1000)
-        )
-        found = [at for at, slot in enumerate(slots) if slot != MISSING]
-        if found:
-            hits = arena.read([slots[at] for at in found])
-            answer.take_hits([indices[at] for at in found], hits)
+        if request.fresh:
+            slots = np.full(len(keys), MISSING, np.int32)
+        else:
+            slots = arena.find(keys, now_s=self._clock_ms() // 1000)
+        found = slots != MISSING
+        if found.all():
+            answer.take_hits(indices, arena.read(slots))
+            return {}
+        if found.any():
+            taken = np.flatnonzero(found).tolist()
+            answer.take_hits([indices[at] for at in taken], arena.read(slots[found]))
         missing: Missing = {}
-        if len(found) < len(keys):
-            for index, key, slot in zip(indices, keys, slots, strict=True):
-                if slot == MISSING:
-                    missing.setdefault(key, []).append(index)
+        for at in np.flatnonzero(~found).tolist():
+            missing.setdefault(keys[at], []).append(indices[at])
         return missing
 
     async def _read_only(

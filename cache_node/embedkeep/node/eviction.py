@@ -1,15 +1,19 @@
-"""Which entry has to go when the arena is full. Pure: slots are numbers, nothing is stored here.
+"""Which entry has to go when the arena is full. Pure: slots are numbers, no vector is touched.
 
 Two decisions: whose entry (`tenant_to_evict`), then which of that tenant's (`Policy.victim`).
-Each tenant has a policy of its own, so that what one asks for never ranks another's entries.
+Each tenant has a policy of its own, so that what one asks for never ranks another's entries; what
+they note about a slot lies in arrays that all share, `Notes`.
 
 S3-FIFO was chosen by measurement over LRU and SIEVE, on real traces: `benchmarks/eviction.py`
 and docs/benchmarks.md. None wins everywhere.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Final, Protocol, TypeVar
+
+import numpy as np
+
+from embedkeep.node.keytable import BYTES_A_SLOT, MISSING, KeyTable, Slots
 
 TenantT = TypeVar("TenantT", bound=Hashable)
 
@@ -20,12 +24,18 @@ HITS_TO_PASS: Final = 2
 MAX_HITS: Final = 3
 """Hits remembered: how many rounds of the main queue an entry can be owed."""
 
+NOTES_BYTES_A_SLOT: Final = 2 + 2 * 8 + BYTES_A_SLOT
+"""Hits, queue, neighbours in it; and as much room for a key that failed, with its neighbours."""
+
+_NOBODY: Final = -1
+_FREE, _TRIAL, _MAIN = range(3)
+
 
 class Policy(Protocol):
     """Ranks the entries of one tenant by what was asked for. Every call is O(1), amortised."""
 
-    def insert(self, slot: int, key: Hashable) -> None:
-        """*slot*, not held so far, now holds the entry of *key*."""
+    def insert(self, slot: int) -> None:
+        """*slot*, not held so far, now holds an entry."""
 
     def hit(self, slot: int) -> None:
         """The entry in *slot* was asked for."""
@@ -40,42 +50,139 @@ class Policy(Protocol):
         """How many slots are held."""
 
 
+class Chains:
+    """The neighbours of each slot in the one queue that it stands in."""
+
+    def __init__(self, capacity: int) -> None:
+        self.before = np.zeros(capacity + 1, np.int32).data
+        self.after = np.zeros(capacity + 1, np.int32).data
+
+
+class Queue:
+    """Slots, first in first out, and out of turn too. Takes no memory beside its `Chains`."""
+
+    __slots__ = ("_chains", "_count", "_first", "_last")
+
+    def __init__(self, chains: Chains) -> None:
+        self._chains = chains
+        self._first = self._last = _NOBODY
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, slot: int) -> None:
+        """Add *slot*, which stands in no queue of these chains, as the last."""
+        chains, last = self._chains, self._last
+        chains.before[slot], chains.after[slot] = last, _NOBODY
+        if last == _NOBODY:
+            self._first = slot
+        else:
+            chains.after[last] = slot
+        self._last = slot
+        self._count += 1
+
+    def pop(self) -> int:
+        """Take the first.
+
+        Raises:
+            KeyError: There is none.
+        """
+        if (slot := self._first) == _NOBODY:
+            raise KeyError("the queue is empty")
+        self.remove(slot)
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """Take *slot*, which stands in this queue, out of it."""
+        chains = self._chains
+        before, after = chains.before[slot], chains.after[slot]
+        if before == _NOBODY:
+            self._first = after
+        else:
+            chains.after[before] = after
+        if after == _NOBODY:
+            self._last = before
+        else:
+            chains.before[after] = before
+        self._count -= 1
+
+
+class Notes:
+    """What the policies of all tenants note about the slots of one arena.
+
+    Args:
+        keys: Which key lies in which slot; a slot's key is read when it fails its trial.
+    """
+
+    def __init__(self, keys: KeyTable) -> None:
+        self.keys: Final = keys
+        self.hits: Final = np.zeros(keys.capacity + 1, np.uint8)
+        self.places: Final = np.zeros(keys.capacity + 1, np.uint8)
+        """Which queue each slot stands in."""
+        self.hits_at: Final = self.hits.data
+        self.places_at: Final = self.places.data
+        """The same, for one at a time: several times as fast."""
+        self.chains: Final = Chains(keys.capacity)
+        self.failed: Final = KeyTable(keys.capacity)
+        """Keys that failed their trial. No tenant has more of them than entries, so they fit."""
+        self.failed_chains: Final = Chains(keys.capacity)
+
+    def hit(self, slots: Slots) -> None:
+        """Count a hit of each of *slots*, all of them held.
+
+        A slot that stands there twice has one: a batch is one burst.
+        """
+        self.hits[slots] = np.minimum(self.hits[slots] + 1, MAX_HITS)
+
+    def clear(self, tag: bytes, slots: Slots) -> None:
+        """The tenant with *tag*, who held *slots*, begins anew, with a new policy."""
+        self.places[slots] = _FREE
+        self.failed.remove_tenant(tag)
+
+
 class S3Fifo:
     """S3-FIFO: a short queue on trial, a main queue, and the keys of what failed its trial.
 
     An entry starts on trial and moves on if it is hit twice there; what fails leaves its key
     behind, and is not tried again if it comes back soon. The main queue gives every hit another
-    round. A hit only counts, nothing moves: one dict lookup.
+    round. A hit only counts, nothing moves.
 
     There is no capacity: the room of a tenant changes with what the others use, so the parts
     follow the number of entries held. Beside each entry lies at most one remembered key.
 
+    Args:
+        notes: Of the arena.
+
     Source: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023.
     """
 
-    __slots__ = ("_failed", "_hits", "_main", "_trial")
+    __slots__ = ("_failed", "_main", "_notes", "_trial")
 
-    def __init__(self) -> None:
-        # OrderedDict and not dict: taking the first of a dict again and again is quadratic.
-        self._trial: OrderedDict[int, Hashable] = OrderedDict()
-        self._main: OrderedDict[int, None] = OrderedDict()
-        self._failed: OrderedDict[Hashable, None] = OrderedDict()
-        self._hits: dict[int, int] = {}
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._trial = Queue(notes.chains)
+        self._main = Queue(notes.chains)
+        self._failed = Queue(notes.failed_chains)
 
-    def insert(self, slot: int, key: Hashable) -> None:
-        """*slot* now holds *key*: on trial, unless *key* failed one lately.
+    def insert(self, slot: int) -> None:
+        """*slot* now holds a key: on trial, unless that key failed one lately.
 
         Raises:
             ValueError: *slot* is held already.
         """
-        if slot in self._hits:
+        notes = self._notes
+        if notes.places_at[slot] != _FREE:
             raise ValueError(f"slot {slot} is held")
-        self._hits[slot] = 0
-        if key in self._failed:
-            del self._failed[key]
-            self._main[slot] = None
+        notes.hits_at[slot] = 0
+        failed = notes.failed.remove(notes.keys.key(slot))
+        if failed == MISSING:
+            notes.places_at[slot] = _TRIAL
+            self._trial.push(slot)
         else:
-            self._trial[slot] = key
+            self._failed.remove(failed)
+            notes.places_at[slot] = _MAIN
+            self._main.push(slot)
 
     def hit(self, slot: int) -> None:
         """Count a hit.
@@ -83,8 +190,10 @@ class S3Fifo:
         Raises:
             KeyError: *slot* is not held.
         """
-        if (hits := self._hits[slot]) < MAX_HITS:
-            self._hits[slot] = hits + 1
+        if self._notes.places_at[slot] == _FREE:
+            raise KeyError(slot)
+        if (hits := self._notes.hits_at[slot]) < MAX_HITS:
+            self._notes.hits_at[slot] = hits + 1
 
     def remove(self, slot: int) -> None:
         """Forget *slot*; its key is not remembered as failed.
@@ -92,12 +201,12 @@ class S3Fifo:
         Raises:
             KeyError: *slot* is not held.
         """
-        del self._hits[slot]
-        if slot in self._trial:
-            del self._trial[slot]
-        else:
-            del self._main[slot]
-        self._trim()
+        place = self._notes.places_at[slot]
+        if place == _FREE:
+            raise KeyError(slot)
+        (self._trial if place == _TRIAL else self._main).remove(slot)
+        self._notes.places_at[slot] = _FREE
+        self._trim(len(self))
 
     def victim(self) -> int:
         """Choose a slot and forget it: from the trial where that is too long, else from main.
@@ -107,32 +216,42 @@ class S3Fifo:
         Raises:
             KeyError: None is held.
         """
-        trial_room = len(self._hits) // TRIAL_PART
+        hits, places = self._notes.hits_at, self._notes.places_at
+        trial_room = len(self) // TRIAL_PART
         while True:
             if self._trial and (len(self._trial) > trial_room or not self._main):
-                slot, key = self._trial.popitem(last=False)
-                if self._hits[slot] >= HITS_TO_PASS:
-                    self._hits[slot] = 0
-                    self._main[slot] = None
+                slot = self._trial.pop()
+                if hits[slot] >= HITS_TO_PASS:
+                    hits[slot], places[slot] = 0, _MAIN
+                    self._main.push(slot)
                     continue
-                self._failed[key] = None
+                self._fail(slot)
             else:
-                slot, _ = self._main.popitem(last=False)
-                if self._hits[slot]:
-                    self._hits[slot] -= 1
-                    self._main[slot] = None
+                slot = self._main.pop()
+                if hits[slot]:
+                    hits[slot] -= 1
+                    self._main.push(slot)
                     continue
-            del self._hits[slot]
-            self._trim()
+                self._trim(len(self))
+            places[slot] = _FREE
             return slot
 
     def __len__(self) -> int:
-        return len(self._hits)
+        return len(self._trial) + len(self._main)
 
-    def _trim(self) -> None:
-        """Remember no more keys than entries are held."""
-        while len(self._failed) > len(self._hits):
-            self._failed.popitem(last=False)
+    def _fail(self, slot: int) -> None:
+        """Remember the key of *slot*, which is held no more."""
+        if held := len(self):
+            self._trim(held - 1)
+            self._failed.push(self._notes.failed.add(self._notes.keys.key(slot)))
+        else:
+            self._trim(0)
+
+    def _trim(self, most: int) -> None:
+        """Remember no more than *most* keys."""
+        failed = self._notes.failed
+        while len(self._failed) > most:
+            failed.remove(failed.key(self._failed.pop()))
 
 
 def tenant_to_evict(
