@@ -65,6 +65,10 @@ class TableBesideADict(RuleBasedStateMachine):
         assert self.table.find(wanted).tolist() == expected
         assert [self.table.get(key) for key in wanted] == expected
 
+    @rule(wanted=st.lists(keys, min_size=30, max_size=60))
+    def find_many(self, wanted: list[Key]) -> None:
+        self.find(wanted)  # together, not one by one
+
     @invariant()
     def holds_the_same(self) -> None:
         assert len(self.table) == len(self.model)
