@@ -98,6 +98,12 @@ class Upstream(embedder_pb2_grpc.EmbedderServicer):
             instance=b"bench",
         )
 
+    async def Detokenize(  # noqa: N802 - the wire's name
+        self, _request: embedder_pb2.DetokenizeRequest, _context: object
+    ) -> embedder_pb2.DetokenizeResponse:
+        """Know no tokens."""
+        return embedder_pb2.DetokenizeResponse()
+
     async def openai(self, request: web.Request) -> web.Response:
         """POST /v1/embeddings."""
         body = orjson.loads(await request.read())

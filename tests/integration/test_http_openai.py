@@ -131,3 +131,40 @@ async def test_an_answer_says_where_it_came_from_and_what_it_saved(http: Http) -
     assert both["cache-status"] == "docs; fwd=partial"
     assert float(both["x-embedkeep-spent-device-seconds"]) == DEVICE_NS / 1e9
     assert both["x-embedkeep-fingerprint"] == "tap"
+
+
+async def test_token_ids_are_answered_as_the_text_that_has_them(
+    http: Http, node: Node, tap: Tap
+) -> None:
+    tap.words = {(101, 7592, 102): "hello", (101, 2088, 102): "world"}
+
+    one = await http.openai(input=[101, 7592, 102], encoding_format="base64")
+    two = await http.openai(input=[[101, 2088, 102], [101, 7592, 102]], encoding_format="base64")
+
+    assert decoded(one) == await over_grpc(node, "hello")
+    assert decoded(two) == await over_grpc(node, "world", "hello")
+    assert tap.texts == ["hello", "world"]
+
+
+@pytest.mark.parametrize("words", [None, {(101, 7592, 102): "hello"}], ids=["none", "others"])
+async def test_token_ids_in_doubt_are_refused_with_what_to_do(
+    http: Http, tap: Tap, words: dict[tuple[int, ...], str] | None
+) -> None:
+    tap.words = words
+
+    reply = await http.openai(input=[[101, 7592, 102], [9906, 1917]])
+
+    assert reply.status == 400
+    assert "check_embedding_ctx_length=False" in reply.error["message"]
+    assert reply.error["param"] == ("input[1]" if words else None)
+    assert tap.calls == []
+
+
+async def test_token_ids_behind_a_prompt_are_refused(http: Http, tap: Tap) -> None:
+    """The prompt's text and the ids' text may have other ids together than one by one."""
+    tap.words = {(101, 7592, 102): "hello"}
+
+    reply = await http.openai(input=[101, 7592, 102], model="docs:query")
+
+    assert reply.status == 400
+    assert "prompt" in reply.error["message"]

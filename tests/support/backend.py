@@ -62,6 +62,9 @@ class ArithmeticBackend:
             for row in words
         ]
 
+    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return ["" for _ in rows]
+
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
         self.batches.append([list(row) for row in rows])
         self.entered.put(len(rows))

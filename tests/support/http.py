@@ -1,5 +1,6 @@
 """A thin way to speak HTTP to a node."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -74,6 +75,7 @@ async def talking(node: Node, **session: Any) -> AsyncIterator[Http]:
         f"http://127.0.0.1:{node.http_port}", timeout=timeout, **session
     ) as made:
         yield Http(made)
+    await asyncio.sleep(0)  # aiohttp closes its connections in the loop's next turn
 
 
 def decoded(reply: Reply) -> list[bytes]:

@@ -39,6 +39,12 @@ class Slow(embedder_pb2_grpc.EmbedderServicer):
         """Answer nothing."""
         return embedder_pb2.ComputeResponse()
 
+    async def Detokenize(  # noqa: N802 - the wire's name
+        self, _request: embedder_pb2.DetokenizeRequest, _context: Context
+    ) -> embedder_pb2.DetokenizeResponse:
+        """Answer nothing."""
+        return embedder_pb2.DetokenizeResponse()
+
     async def Describe(  # noqa: N802 - the wire's name
         self, _request: embedder_pb2.DescribeRequest, context: Context
     ) -> embedder_pb2.DescribeResponse:

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from embedkeep.errors import Internal, InvalidRequest, ModelDrift, Overloaded
+from embedkeep.errors import Internal, InvalidRequest, ModelDrift, NotBuilt, Overloaded
 from embedkeep.refusal import refuse
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 
@@ -35,6 +35,7 @@ class Call:
     texts: list[str]
     purpose: int
     flow: bytes
+    traceparent: str | bytes | None = None
 
 
 @dataclass(eq=False)
@@ -48,6 +49,10 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
     broken: set[str] = field(default_factory=set)
     """Texts that the model cannot embed."""
     overloaded: bool = False
+    longest: int | None = None
+    """Words that the model reads of a text. None: any number."""
+    words: dict[tuple[int, ...], str] | None = None
+    """Texts by their token ids. None: there is no tokenizer."""
     steady: bool = False
     """The same text gets the same bits each time, as from a real model on one device."""
     lie: Callable[[embedder_pb2.ComputeResponse], embedder_pb2.ComputeResponse] | None = None
@@ -103,7 +108,10 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
             await refuse(context, Overloaded("the queue is full", retry_after_s=0.25))
         if not request.inputs:
             await refuse(context, InvalidRequest("no inputs"))
-        call = Call(list(request.inputs), request.purpose, request.flow)
+        metadata = dict(context.invocation_metadata() or ())
+        call = Call(
+            list(request.inputs), request.purpose, request.flow, metadata.get("traceparent")
+        )
         self.calls.append(call)
         number = len(self.calls)
         self.entered.put_nowait(call)
@@ -130,11 +138,27 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
             dimensions=DIMENSIONS,
             tokens=[len(text.split()) + 2 for text in call.texts],
             device_ns=[DEVICE_NS] * len(call.texts),
+            truncated=[
+                index
+                for index, text in enumerate(call.texts)
+                if self.longest is not None and len(text.split()) > self.longest
+            ],
             errors=errors,
             fingerprint=self.fingerprint,
             instance=self.instance,
         )
         return honest if self.lie is None else told(honest, self.lie(honest))
+
+    async def Detokenize(  # noqa: N802 - the wire's name
+        self, request: embedder_pb2.DetokenizeRequest, context: Context
+    ) -> embedder_pb2.DetokenizeResponse:
+        """Look ids up."""
+        if self.words is None:
+            await refuse(context, NotBuilt("no tokenizer"))
+        assert self.words is not None
+        return embedder_pb2.DetokenizeResponse(
+            texts=[self.words.get(tuple(row.ids), "") for row in request.inputs]
+        )
 
     async def Describe(  # noqa: N802 - the wire's name
         self, _request: embedder_pb2.DescribeRequest, _context: Context

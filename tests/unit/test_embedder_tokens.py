@@ -123,3 +123,55 @@ def test_a_tokenizer_that_may_look_over_a_space_reads_all(
 
     assert tokenize([text])[0].truncated
     assert tokenize.characters == len(text)
+
+
+def ids_of(text: str) -> list[int]:
+    return list(PLAIN([text])[0].ids)
+
+
+@given(text=texts)
+def test_a_text_of_token_ids_has_these_very_ids_again(text: str) -> None:
+    ids = ids_of(text)
+
+    (found,) = PLAIN.texts_of([ids])
+
+    assert not found or ids_of(found) == ids
+
+
+def test_plain_words_are_found_again_from_their_ids() -> None:
+    assert PLAIN.texts_of([ids_of("how do I reset my password?"), ids_of("naïve café")]) == [
+        "how do i reset my password?",
+        "naive cafe",
+    ]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([9906, 1917], id="'Hello world' by cl100k_base"),
+        pytest.param([15339], id="'hello' by cl100k_base"),
+        pytest.param([40], id="'I' by cl100k_base"),
+        pytest.param(ids_of("hello world")[1:-1], id="the model's own without special tokens"),
+        pytest.param([*ids_of("hello"), 102], id="two ends"),
+        pytest.param([101, 102], id="an empty text"),
+        pytest.param([101, 100, 102], id="an unknown word"),
+        pytest.param([101, 99_999_999, 102], id="no such id"),
+        pytest.param([101, *[2000] * LIMIT, 102], id="longer than the model reads"),
+    ],
+)
+def test_ids_that_may_be_another_tokenizers_have_no_text(ids: list[int]) -> None:
+    assert PLAIN.texts_of([ids, ids_of("fine")]) == ["", "fine"]
+
+
+# Ids of a text by cl100k_base begin with one of these: a printable ASCII character (0 to 93), a
+# byte that begins a character or is a control (to 255), or a longer token.
+cl100k = st.tuples(
+    st.one_of(st.integers(0, 93), st.integers(124, 100_255)),
+    st.lists(st.one_of(st.integers(0, 100_255), st.just(102)), max_size=LIMIT),
+).map(lambda parts: [parts[0], *parts[1]])
+
+
+@given(ids=cl100k)
+def test_ids_by_the_tokenizers_of_openais_models_are_never_taken(ids: list[int]) -> None:
+    assert PLAIN.texts_of([ids]) == [""]

@@ -20,6 +20,7 @@ from embedkeep.errors import (
     InvalidInput,
     InvalidRequest,
     ModelDrift,
+    NotBuilt,
     Unavailable,
     code_of,
 )
@@ -94,6 +95,14 @@ class Computer(Protocol):
         ...
 
 
+class Detokenizer(Protocol):
+    """The model's own tokenizer, backwards."""
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """See `Backend.detokenize`. Blocks."""
+        ...
+
+
 class Answering(embedder_pb2_grpc.EmbedderServicer):
     """Answers UNAVAILABLE until there is a computer.
 
@@ -108,6 +117,8 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
         """Tells this embedder's answers from those of any other."""
         self.computer: Computer | None = None
         """Set by the owner, once it can be asked."""
+        self.detokenizer: Detokenizer | None = None
+        """Set by the owner. None: what computes has no tokenizer that is known here."""
         self.waits_for = waits_for
         self._limits = limits
         self._max_message_bytes = max_message_bytes
@@ -133,6 +144,20 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
         answer.MergeFrom(described)
         return answer
 
+    async def Detokenize(  # noqa: N802  # as above
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        """Say which texts have these token ids."""
+        try:
+            described = self._there().described
+            if self.detokenizer is None:
+                raise NotBuilt("this embedder has no tokenizer of its own")
+            self._check(request, described)
+        except EmbedKeepError as error:
+            await refuse(context, error)
+        rows = [row.ids for row in request.inputs]
+        return pb.DetokenizeResponse(texts=await asyncio.to_thread(self.detokenizer, rows))
+
     def _there(self) -> Computer:
         if self.computer is None:
             raise Unavailable(self.waits_for, retry_after_s=1.0)
@@ -145,6 +170,8 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
     async def _embed(self, request: pb.ComputeRequest, time_s: float | None) -> pb.ComputeResponse:
         computer = self._there()
         self._check(request, computer.described)
+        if request.purpose not in LANES:
+            raise InvalidRequest(f"purpose {request.purpose} is unknown here")
         texts = list(request.inputs)
         asked = [index for index, text in enumerate(texts) if text]
         if not asked:
@@ -161,7 +188,9 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
             raise DeadlineExceeded("the caller's time was up") from error
         return self._answer(request, asked, computed, computer.described)
 
-    def _check(self, request: pb.ComputeRequest, described: pb.DescribeResponse) -> None:
+    def _check(
+        self, request: pb.ComputeRequest | pb.DetokenizeRequest, described: pb.DescribeResponse
+    ) -> None:
         if request.fingerprint and request.fingerprint != described.fingerprint:
             raise ModelDrift(
                 f"this embedder's fingerprint is {described.fingerprint}, not {request.fingerprint}"
@@ -169,8 +198,6 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
         count, most = len(request.inputs), self._max_inputs(described)
         if not 1 <= count <= most:
             raise InvalidRequest(f"a request has 1 to {most} inputs, got {count}")
-        if request.purpose not in LANES:
-            raise InvalidRequest(f"purpose {request.purpose} is unknown here")
 
     def _answer(
         self,

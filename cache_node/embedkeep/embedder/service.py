@@ -105,6 +105,7 @@ class EmbedderService(Answering):
         )
         self._metrics.loaded(backend.about)
         task = asyncio.create_task(batcher.run(), name="batcher")
+        self.detokenizer = backend.detokenize
         self.computer = self._warm = _Warm(
             _described(self._model, backend.about, alone), batcher, task
         )

@@ -13,6 +13,10 @@ from embedkeep.errors import InvalidConfig
 
 _CHARACTERS_A_TOKEN: Final = 8
 """Of a long text, so many for each token of the limit are read first: more than most have."""
+NEVER_FIRST: Final = range(94, 124)
+"""Ids that begin no text in the byte-level vocabularies of OpenAI's models, which their clients
+send: there these are bytes that only continue a character. Those vocabularies begin alike: 94
+printable ASCII characters from 0, then the bytes from 0xA1; up to 123 (0xBF) they continue."""
 _LONGER: Final = 4
 """Times as much is read where that was not enough."""
 
@@ -69,6 +73,10 @@ class Tokenize:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(folder.max_tokens)
         self._lower = folder.lower_case
+        self._most = folder.max_tokens
+        # What stands before every text. A single letter: what is empty may be left without.
+        first = self._tokenizer.encode("a").ids[0]
+        self._marks = {first} & {*NEVER_FIRST} & {*_special_ids(self._tokenizer)}
         self._first = _first_characters(folder.tokenizer, folder.max_tokens)
 
     def __call__(self, texts: Sequence[str]) -> list[Tokens]:
@@ -92,6 +100,24 @@ class Tokenize:
                 found[number] = tokens
         return found
 
+    def texts_of(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """A text for each row of ids, of which this tokenizer makes that very row.
+
+        Empty where there is none; also where the row does not begin with a special token that
+        marks it as none of OpenAI's (see `NEVER_FIRST`), as BERT's 101 does. Ids of another
+        tokenizer would often be a text's here, and of another text than was meant.
+        """
+        known = [bool(row) and row[0] in self._marks and len(row) <= self._most for row in rows]
+        texts = [
+            self._tokenizer.decode(row, skip_special_tokens=True) if sure else ""
+            for row, sure in zip(rows, known, strict=True)
+        ]
+        again = self.whole(texts)
+        return [
+            text if list(tokens.ids) == list(row) and not tokens.truncated else ""
+            for text, tokens, row in zip(texts, again, rows, strict=True)
+        ]
+
     def whole(self, texts: Sequence[str]) -> list[Tokens]:
         """The same, slower: each text read to its end."""
         read = [text.lower() for text in texts] if self._lower else list(texts)
@@ -99,6 +125,10 @@ class Tokenize:
             Tokens(ids=found.ids, truncated=bool(found.overflowing))
             for found in self._tokenizer.encode_batch_fast(read)
         ]
+
+
+def _special_ids(tokenizer: Tokenizer) -> list[int]:
+    return [id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special]
 
 
 def _first_characters(file: Path, max_tokens: int) -> int | None:

@@ -330,6 +330,7 @@ class Cache:
             texts=[request.prompt + flight.text for flight in flights],
             purpose=_PURPOSES[request.urgency],
             flow=asked.tenant.tag,
+            traceparent=request.traceparent,
         )
         outcomes = await self.compute(work, asked.space, urgency=request.urgency)
         for flight, outcome in zip(flights, outcomes, strict=True):

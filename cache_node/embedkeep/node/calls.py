@@ -3,18 +3,28 @@
 The gRPC service and the HTTP facades put their own words around it; nothing here knows either.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from embedkeep import views
 from embedkeep.config import NodeConfig
-from embedkeep.errors import DeadlineExceeded, InvalidRequest, UnknownModel
+from embedkeep.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    InvalidRequest,
+    NotBuilt,
+    UnknownModel,
+)
 from embedkeep.node.admission import Admission
 from embedkeep.node.cache import Cache
+from embedkeep.node.embedders import Embedders
 from embedkeep.node.exchange import Answer, Request
 from embedkeep.node.tenants import Partition, Tenants
 
+TOKENS_ADVICE: Final = (
+    "send texts instead (langchain-openai does so with check_embedding_ctx_length=False)"
+)
 ROW_BYTES: Final = 288
 """Of a row in a message beside its vector: source, status, tokens, and an error of full length."""
 
@@ -26,11 +36,15 @@ class Calls:
         config: Names, prompts and limits.
         cache: Answers.
         tenants: Who may call.
+        embedders: Know the model's tokenizer.
     """
 
-    def __init__(self, *, config: NodeConfig, cache: Cache, tenants: Tenants) -> None:
+    def __init__(
+        self, *, config: NodeConfig, cache: Cache, tenants: Tenants, embedders: Embedders
+    ) -> None:
         self._config = config
         self._cache = cache
+        self._embedders = embedders
         self._tenants = tenants
         self._calls = Admission(config.limits.max_concurrent_calls, what="calls")
 
@@ -91,6 +105,31 @@ class Calls:
                 request.view, model_dimensions=space.dimensions, model_normalizes=space.normalized
             )
         return await self._cache.answer(request, tenant, timeout_s=timeout_s)
+
+    async def texts_of(self, rows: Sequence[Sequence[int]], *, timeout_s: float) -> list[str]:
+        """Texts of token ids, which no other tokenizer can have meant.
+
+        Raises:
+            InvalidInput: A row is not beyond doubt one of the model's tokenizer; says what to do.
+            NotBuilt: The embedder has no tokenizer; as above.
+            EmbedKeepError: As `Embedders.detokenize`.
+        """
+        try:
+            texts = await self._embedders.detokenize(
+                rows, self._cache.serving(), timeout_s=timeout_s
+            )
+        except NotBuilt as error:
+            raise NotBuilt(
+                f"token ids cannot be read, because this embedder has no tokenizer: {TOKENS_ADVICE}"
+            ) from error
+        for index, text in enumerate(texts):
+            if not text:
+                raise InvalidInput(
+                    "these token ids are not beyond doubt what this model's tokenizer makes of a "
+                    f"text, with its special tokens: {TOKENS_ADVICE}",
+                    index=index,
+                )
+        return texts
 
     @property
     def aliases(self) -> list[str]:

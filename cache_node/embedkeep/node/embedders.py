@@ -26,6 +26,7 @@ from embedkeep.errors import (
     from_call,
     from_wire,
 )
+from embedkeep.node.exchange import TRACE
 from embedkeep.node.space import Space, drift, from_description
 from embedkeep.records import Entry
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
@@ -53,6 +54,8 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_timeout_ms", 5_000),
 ]
 
+Metadata = tuple[tuple[str, str], ...]
+
 Outcome = Entry | EmbedKeepError
 """What became of one input."""
 
@@ -65,6 +68,13 @@ class Work:
     """Prompts resolved: exactly what the model reads."""
     purpose: embedder_pb2.Purpose.ValueType
     flow: bytes
+    traceparent: str | None = None
+    """Of the request that started it, by W3C's Trace Context. None: it had none."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What goes beside the call."""
+        return ((TRACE, self.traceparent),) if self.traceparent is not None else ()
 
 
 class Embedders:
@@ -127,25 +137,53 @@ class Embedders:
         ends_s = asyncio.get_running_loop().time() + self._timeout_s
         try:
             async with asyncio.timeout_at(ends_s):
-                response = await self._embed_in(space, request, ends_s)
+                response = await self._embed_in(space, request, ends_s, work.metadata)
         except TimeoutError as error:
             raise EmbedderUnavailable("no embedder answered in time") from error
         return outcomes(response, expected=len(work.texts), space=space, now_s=int(time.time()))
 
+    async def detokenize(
+        self, rows: Sequence[Sequence[int]], space: Space, *, timeout_s: float
+    ) -> list[str]:
+        """A text for each row of ids, of which the model's tokenizer makes that very row.
+
+        Returns:
+            In order; empty where there is none beyond doubt.
+
+        Raises:
+            NotBuilt: The embedder has no tokenizer.
+            EmbedderUnavailable: None answered.
+            ModelDrift: What answers has another model than *space*.
+            InvalidResponse: The answer does not fit the question.
+        """
+        request = embedder_pb2.DetokenizeRequest(
+            inputs=[embedder_pb2.TokenIds(ids=row) for row in rows], fingerprint=space.fingerprint
+        )
+        try:
+            async with lent(self._lines) as stub:
+                response = await stub.Detokenize(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _ours(error) from error
+        if len(response.texts) != len(rows):
+            raise InvalidResponse(
+                f"the embedder answered {len(response.texts)} texts for {len(rows)} rows of ids"
+            )
+        return list(response.texts)
+
     async def _embed_in(
-        self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float
+        self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float, metadata: Metadata
     ) -> embedder_pb2.ComputeResponse:
         """The answer of an embedder that computes *space*."""
         for _ in range(DRIFT_TRIES - 1):
             with contextlib.suppress(ModelDrift):
-                return await self._embed_once(space, request, ends_s)
-        return await self._embed_once(space, request, ends_s)
+                return await self._embed_once(space, request, ends_s, metadata)
+        return await self._embed_once(space, request, ends_s, metadata)
 
     async def _embed_once(
-        self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float
+        self, space: Space, request: embedder_pb2.ComputeRequest, ends_s: float, metadata: Metadata
     ) -> embedder_pb2.ComputeResponse:
         try:
-            response = await self._embed(request, ends_s)
+            response = await self._embed(request, ends_s, metadata)
         except ModelDrift as error:
             self._on_drift(str(error))
             raise
@@ -153,18 +191,22 @@ class Embedders:
         return response
 
     async def _embed(
-        self, request: embedder_pb2.ComputeRequest, ends_s: float
+        self, request: embedder_pb2.ComputeRequest, ends_s: float, metadata: Metadata
     ) -> embedder_pb2.ComputeResponse:
         clock = asyncio.get_running_loop().time
         try:
             async with lent(self._lines) as stub:
-                return await stub.Embed(request, timeout=max(0.0, ends_s - clock()))
+                return await stub.Embed(
+                    request, timeout=max(0.0, ends_s - clock()), metadata=metadata
+                )
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise _ours(error) from error
         try:
             async with lent(self._lines) as stub:
-                return await stub.Embed(request, timeout=max(0.0, ends_s - clock()))
+                return await stub.Embed(
+                    request, timeout=max(0.0, ends_s - clock()), metadata=metadata
+                )
         except grpc.aio.AioRpcError as error:
             raise _ours(error) from error
 

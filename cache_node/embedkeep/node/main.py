@@ -70,7 +70,7 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
             cache.tier = tier = open_tier(config, config.valkey, agreement, metrics)
             metrics.breaker_open.labels("valkey").set_function(lambda: tier.left_alone)
 
-        calls = Calls(config=config, cache=cache, tenants=tenants)
+        calls = Calls(config=config, cache=cache, tenants=tenants, embedders=embedders)
         service = CacheService(
             config=config,
             cache=cache,

@@ -15,7 +15,7 @@ from embedkeep.node.admission import Urgency
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.calls import Calls, check_count
-from embedkeep.node.exchange import Answer, Request, check
+from embedkeep.node.exchange import TRACE, Answer, Request, check, traceparent
 from embedkeep.node.imports import Importer
 from embedkeep.node.imports_wire import batch_of, response_of
 from embedkeep.node.metrics import Result
@@ -173,7 +173,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         self, request: cache_pb2.EmbedRequest, context: Context, timeout_s: float | None
     ) -> cache_pb2.EmbedResponse:
         tenant = self._calls.caller(context.invocation_metadata() or ())
-        asked = self._parse(request)
+        asked = self._parse(request, trace=_traceparent(context))
         answer = await self._calls.answer(asked, tenant, timeout_s=self._calls.timeout_s(timeout_s))
         return render(answer, asked.view)
 
@@ -256,7 +256,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             case _:
                 raise InvalidRequest("scope: give inputs, or everything: true")
 
-    def _parse(self, request: cache_pb2.EmbedRequest) -> Request:
+    def _parse(self, request: cache_pb2.EmbedRequest, *, trace: str | None) -> Request:
         """The request in our terms.
 
         Raises:
@@ -285,7 +285,15 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             store=not control.no_store,
             fresh=control.no_cache,
             cached_only=control.only_if_cached,
+            traceparent=trace,
         )
+
+
+def _traceparent(context: Context) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == TRACE:
+            return traceparent(value)
+    return None
 
 
 def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:

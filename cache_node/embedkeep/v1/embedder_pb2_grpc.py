@@ -45,6 +45,11 @@ class EmbedderStub(object):
                 request_serializer=embedkeep_dot_v1_dot_embedder__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=embedkeep_dot_v1_dot_embedder__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/embedkeep.v1.Embedder/Detokenize',
+                request_serializer=embedkeep_dot_v1_dot_embedder__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=embedkeep_dot_v1_dot_embedder__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class EmbedderServicer(object):
@@ -65,6 +70,13 @@ class EmbedderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detokenize(self, request, context):
+        """Texts of token ids. UNIMPLEMENTED where the embedder has no tokenizer of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmbedderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_EmbedderServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=embedkeep_dot_v1_dot_embedder__pb2.DescribeRequest.FromString,
                     response_serializer=embedkeep_dot_v1_dot_embedder__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=embedkeep_dot_v1_dot_embedder__pb2.DetokenizeRequest.FromString,
+                    response_serializer=embedkeep_dot_v1_dot_embedder__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class Embedder(object):
             '/embedkeep.v1.Embedder/Describe',
             embedkeep_dot_v1_dot_embedder__pb2.DescribeRequest.SerializeToString,
             embedkeep_dot_v1_dot_embedder__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedkeep.v1.Embedder/Detokenize',
+            embedkeep_dot_v1_dot_embedder__pb2.DetokenizeRequest.SerializeToString,
+            embedkeep_dot_v1_dot_embedder__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class EmbedderStub:
     """Embeds inputs as they are: prompts are already resolved. One bad input fails alone."""
     Describe: _grpc.UnaryUnaryMultiCallable[_embedder_pb2.DescribeRequest, _embedder_pb2.DescribeResponse]
     """What this embedder computes with. Answers only once the model is loaded and warm."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_embedder_pb2.DetokenizeRequest, _embedder_pb2.DetokenizeResponse]
+    """Texts of token ids. UNIMPLEMENTED where the embedder has no tokenizer of its own."""
 
 @_typing.type_check_only
 class EmbedderAsyncStub(EmbedderStub):
@@ -47,6 +49,8 @@ class EmbedderAsyncStub(EmbedderStub):
     """Embeds inputs as they are: prompts are already resolved. One bad input fails alone."""
     Describe: _aio.UnaryUnaryMultiCallable[_embedder_pb2.DescribeRequest, _embedder_pb2.DescribeResponse]  # type: ignore[assignment]
     """What this embedder computes with. Answers only once the model is loaded and warm."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_embedder_pb2.DetokenizeRequest, _embedder_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Texts of token ids. UNIMPLEMENTED where the embedder has no tokenizer of its own."""
 
 class EmbedderServicer(metaclass=_abc_1.ABCMeta):
     """Runs the model."""
@@ -66,5 +70,13 @@ class EmbedderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_embedder_pb2.DescribeResponse, _abc.Awaitable[_embedder_pb2.DescribeResponse]]:
         """What this embedder computes with. Answers only once the model is loaded and warm."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _embedder_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_embedder_pb2.DetokenizeResponse, _abc.Awaitable[_embedder_pb2.DetokenizeResponse]]:
+        """Texts of token ids. UNIMPLEMENTED where the embedder has no tokenizer of its own."""
 
 def add_EmbedderServicer_to_server(servicer: EmbedderServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

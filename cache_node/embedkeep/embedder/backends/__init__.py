@@ -57,8 +57,8 @@ class Tokens:
 class Backend(Protocol):
     """A loaded model.
 
-    `tokenize` may be called from any thread, and at the same time as `embed`; `embed` only from
-    one thread at a time. Both block.
+    `tokenize` and `detokenize` may be called from any thread, and at the same time as `embed`;
+    `embed` only from one thread at a time. All block.
     """
 
     @property
@@ -68,6 +68,13 @@ class Backend(Protocol):
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """One `Tokens` for each of *texts*, in order. Cheap beside `embed`."""
+        ...
+
+    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """A text for each row of ids, of which `tokenize` makes that very row.
+
+        Empty where none does, or where the ids may be another tokenizer's.
+        """
         ...
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:

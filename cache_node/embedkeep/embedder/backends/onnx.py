@@ -88,6 +88,10 @@ class OnnxBackend:
         """See `Backend.tokenize`."""
         return self._tokenize(texts)
 
+    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """See `Backend.detokenize`."""
+        return self._tokenize.texts_of(rows)
+
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """See `Backend.embed`."""
         return self._embed(rows, self.grouping)

@@ -91,6 +91,10 @@ class TorchBackend:
         """See `Backend.tokenize`."""
         return self._tokenize(texts)
 
+    def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """See `Backend.detokenize`."""
+        return self._tokenize.texts_of(rows)
+
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """See `Backend.embed`."""
         vectors = np.empty((len(rows), self.about.dimensions), np.float32)

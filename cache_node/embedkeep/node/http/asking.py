@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from aiohttp import web
@@ -22,11 +21,6 @@ from embedkeep.node.http import bodies, headers
 from embedkeep.node.http.bodies import BodyT
 from embedkeep.node.http.headers import Wishes
 from embedkeep.node.tenants import Partition
-
-TOKENS_ADVICE: Final = (
-    "send the text itself (langchain-openai sends token ids unless it is told "
-    "check_embedding_ctx_length=False)"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,20 +76,22 @@ class Desk:
             request, kind, most=self._limits.max_message_bytes, ends_s=caller.ends_s
         )
 
-    async def texts(self, inputs: bodies.Given) -> Sequence[str]:
+    async def texts(self, given: bodies.Given, *, prompt: str, caller: Caller) -> Sequence[str]:
         """Whatever was given, as texts.
 
         Raises:
             InvalidRequest: Too many, or token ids that are not beyond doubt the model's.
         """
-        if isinstance(inputs, str):
-            return [inputs]
-        if isinstance(first := inputs[0], str):
-            texts = [each for each in inputs if isinstance(each, str)]
-            check_count(len(texts), most=self._limits.max_inputs)
+        texts, rows = bodies.parted(given)
+        check_count(len(texts) + len(rows), most=self._limits.max_inputs)
+        if not rows:
             return texts
-        _ = first
-        raise InvalidRequest(f"token ids are not taken: {TOKENS_ADVICE}")
+        if prompt:
+            raise InvalidRequest(
+                "token ids cannot stand behind a prompt: send texts, or name the model without one"
+            )
+        left_s = self._calls.timeout_s(caller.ends_s - asyncio.get_running_loop().time())
+        return await self._calls.texts_of(rows, timeout_s=left_s)
 
     async def answer(
         self, texts: Sequence[str], *, prompt: str, view: views.View, caller: Caller
@@ -114,6 +110,7 @@ class Desk:
             store=wishes.store,
             fresh=wishes.fresh,
             cached_only=wishes.cached_only,
+            traceparent=wishes.traceparent,
         )
         left_s = self._calls.timeout_s(caller.ends_s - asyncio.get_running_loop().time())
         answer = await self._calls.answer(request, caller.tenant, timeout_s=left_s)

@@ -2,7 +2,7 @@
 
 import asyncio
 from binascii import b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final, TypeVar
 
 import numpy as np
@@ -73,6 +73,20 @@ first item says, so that an error names the item that differs."""
 
 Given = str | list[str] | list[int] | list[list[int]]
 """What `Inputs` lets through."""
+
+
+def parted(given: Given) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+    """The texts, or the rows of token ids; the other is empty."""
+    if isinstance(given, str):
+        return [given], []
+    match given[0]:
+        case str():
+            return given, []
+        case int():
+            return [], [given]
+        case _:
+            return [], given
+
 
 _TAGS: Final = frozenset({"text", "texts", "tokens", "token_lists"})
 

@@ -1,6 +1,5 @@
 """What request headers ask for, and what response headers say: the same for every API."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +7,12 @@ from typing import Final
 
 from embedkeep.errors import InvalidRequest
 from embedkeep.node.admission import Urgency
-from embedkeep.node.exchange import Answer
+from embedkeep.node.exchange import TRACE, Answer, traceparent
 from embedkeep.node.metrics import Result
 
 TIMEOUT: Final = "x-request-timeout-ms"
 PRIORITY: Final = "x-embedkeep-priority"
 CACHE_CONTROL: Final = "cache-control"
-TRACE: Final = "traceparent"
 CREDENTIALS: Final = ("authorization", "x-api-key")
 
 SOURCES: Final = "x-embedkeep-sources"
@@ -31,9 +29,6 @@ PRIORITIES: Final = {
 }
 MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 
-_TRACE: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
 _SHOWN: Final = (Result.L1, Result.VALKEY, Result.EMBEDDER, Result.COALESCED)
 
 
@@ -67,11 +62,6 @@ def read(headers: Mapping[str, str]) -> Wishes:
         cached_only="only-if-cached" in control,
         traceparent=traceparent(headers.get(TRACE)),
     )
-
-
-def traceparent(value: str | None) -> str | None:
-    """*value*, where it is one by W3C's Trace Context; what is not must not be passed on."""
-    return value if value is not None and _TRACE.fullmatch(value) else None
 
 
 def credentials(headers: Mapping[str, str]) -> list[tuple[str, str]]:

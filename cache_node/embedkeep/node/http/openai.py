@@ -118,9 +118,10 @@ class OpenAi:
         """Embed."""
         with self._desk.let_in(request) as caller:
             asked = await self._desk.body(request, EmbeddingsRequest, caller)
+            prompt = self._calls.prompt(asked.model, "")
             found = await self._desk.answer(
-                await self._desk.texts(asked.input),
-                prompt=self._calls.prompt(asked.model, ""),
+                await self._desk.texts(asked.input, prompt=prompt, caller=caller),
+                prompt=prompt,
                 view=views.View(dimensions=asked.dimensions or 0),
                 caller=caller,
             )

@@ -10,7 +10,8 @@ import structlog
 from aiohttp import web
 
 from embedkeep.errors import EmbedKeepError, Internal, InvalidRequest, Retryable
-from embedkeep.node.http.headers import REASON, TRACE, traceparent
+from embedkeep.node.exchange import TRACE, traceparent
+from embedkeep.node.http.headers import REASON
 
 log = structlog.stdlib.get_logger()
 

@@ -109,9 +109,10 @@ class Tei:
         """Embed."""
         with self._desk.let_in(request) as caller:
             asked = await self._desk.body(request, EmbedRequest, caller)
+            prompt = self._calls.prompt("", asked.prompt_name or "")
             found = await self._desk.answer(
-                await self._desk.texts(asked.inputs),
-                prompt=self._calls.prompt("", asked.prompt_name or ""),
+                await self._desk.texts(asked.inputs, prompt=prompt, caller=caller),
+                prompt=prompt,
                 view=views.View(
                     dimensions=asked.dimensions or 0, normalize=asked.normalize is not False
                 ),
