@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from embedkeep.config import EmbedderConfig, NodeConfig
 from embedkeep.embedder.metrics import EmbedderMetrics
+from embedkeep.embedder.upstream.metrics import UpstreamMetrics
 from embedkeep.errors import CODES, HTTP, Retryable
 from embedkeep.node.metrics import Metrics
 from embedkeep.serving import observe_process
@@ -70,6 +71,8 @@ def page() -> str:
             *table(MEASURED, metrics(Metrics().registry)),
             "### Of an embedder\n",
             *table(MEASURED, metrics(EmbedderMetrics().registry)),
+            "### Of an embedder that asks an upstream, beside these\n",
+            *table(MEASURED, upstream_metrics()),
             "### Of both\n",
             *table(MEASURED, metrics(of_each_process())),
             CONFIG,
@@ -207,6 +210,13 @@ def metrics(registry: CollectorRegistry) -> Iterator[Sequence[str]]:
         )
         name = family.name + ("_total" if family.type == "counter" else "")
         yield f"`{name}`", family.type, "; ".join(labels), family.documentation
+
+
+def upstream_metrics() -> Iterator[Sequence[str]]:
+    """A row for each metric that only an upstream has."""
+    common = set(metrics(EmbedderMetrics().registry))
+    every = metrics(UpstreamMetrics(price_per_million_tokens=0.0).registry)
+    return (row for row in every if row not in common)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -303,10 +303,50 @@ class Batching(_Frozen):
     max_request_inputs: Annotated[int, Field(ge=1)] = 2048
 
 
+class Protocol(StrEnum):
+    """What an upstream speaks."""
+
+    OPENAI = "openai"
+    TEI = "tei"
+
+
+class Upstream(_Frozen):
+    """Somebody else's embedder, asked over HTTP instead of running a model."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?(\?[^\s#]*)?$")]
+    """Base URL, with http or https and without credentials. openai: with its path, such as /v1,
+    which is added where there is none; /embeddings is appended. tei: /embed and /info are."""
+    protocol: Protocol
+    model: str | None = None
+    """Name sent to it, and part of the fingerprint; tei is sent none. None: that of the model."""
+    dimensions: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """openai only: asked for in each request, and part of the fingerprint. None: not said."""
+    key_file: Path | None = None
+    """File with the bearer token, read again when it changes. None: see key_env."""
+    key_env: str | None = None
+    """Environment variable with the bearer token. None: and no key_file: no token is sent."""
+    ca_file: Path | None = None
+    """Authorities trusted beside the system's, or those of SSL_CERT_FILE. None: those alone."""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Longest wait for one answer, seconds; then the request is made again while callers wait."""
+    max_batch_inputs: Annotated[int, Field(ge=1)] | None = None
+    """Inputs a request. None: 2,048 for openai; what /info says for tei."""
+    max_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens a request, estimated before it is made. None: 300,000 for openai; no limit for tei,
+    which splits batches by itself."""
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Requests in flight. Where there are several, bulk and background leave one for people."""
+    price_per_million_tokens: Annotated[float, Field(ge=0)] | None = None
+    """In whatever currency you count. None: no money is counted."""
+
+
 class EmbedderConfig(_Frozen):
     """One embedder."""
 
     model: ModelSpec
+    upstream: Upstream | None = None
+    """Whom to ask instead; backend, device, dtype, threads and the model's source mean nothing
+    then. None: the model runs here."""
     backend: Backend = Backend.ONNX
     device: str | None = None
     """torch only: cuda, mps or cpu. None: the best there is."""

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from embedkeep.config import Backend, Dtype, Quantization
+from embedkeep.config import Backend, Dtype, Protocol, Quantization
 from embedkeep_operator.api_model import TokenRef
 from embedkeep_operator.api_pods import PodSettings
-from embedkeep_operator.fields import Part, Rule, exactly_one, there
+from embedkeep_operator.fields import Key, ObjectName, Part, Rule, Seconds, exactly_one, there
 
 
 class Rollout(StrEnum):
@@ -85,22 +85,62 @@ class ManagedEmbedder(PodSettings):
     )
 
 
-class Protocol(StrEnum):
-    """What an external embedder speaks."""
+class CaRef(Part):
+    """A Secret's key that holds certificates of authorities, in PEM."""
 
-    OPENAI = "openai"
-    TEI = "tei"
+    name: ObjectName
+    """Name of the Secret."""
+    key: Key = "ca.crt"
+    """Key in it."""
 
 
 class ExternalEmbedder(Part):
-    """An embedder that somebody else runs."""
+    """An embedder that somebody else runs, asked over HTTP."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+", max_length=1024)]
-    """Base URL, with http or https."""
+    url: Annotated[
+        str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?(\?[^\s#]*)?$", max_length=1024)
+    ]
+    """Base URL. openai: https://api.openai.com/v1; /v1 is added where there is no path."""
     protocol: Protocol
-    """openai: POST /v1/embeddings. tei: POST /embed."""
+    """openai: POST URL/embeddings. tei: POST URL/embed, GET URL/info."""
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Name that is sent, for openai; part of the fingerprint. Null: spec.model.name."""
+    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Asked for in each request, for openai; part of the fingerprint. Null: what the model has."""
     secret_ref: TokenRef | None = None
-    """Bearer token. Absent: none is sent."""
+    """Bearer token, re-read when it changes. Absent: see keyEnv."""
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)] | None = (
+        None
+    )
+    """Environment variable with the bearer token: OPENAI_API_KEY. Null: and no secretRef: none is
+    sent."""
+    ca_secret_ref: CaRef | None = None
+    """Authorities that are trusted beside the system's. Absent: those alone."""
+    timeout: Seconds = 30
+    """Longest wait for one answer; then the request is made again while callers wait."""
+    max_batch_inputs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Inputs a request. Null: 2048 for openai; what GET /info says for tei."""
+    max_batch_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Tokens a request, estimated. Null: 300000 for openai; no limit for tei, which has its own."""
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Requests in flight. Where there are several, bulk and background leave one for people."""
+    price_per_million_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    """In whatever currency you count. Null: no money is counted."""
+
+    rules = (
+        Rule(
+            cel=f"!({there('secretRef')} && {there('keyEnv')})",
+            message="give at most one of secretRef and keyEnv",
+            check=lambda part: part.secret_ref is None or part.key_env is None,
+        ),
+        Rule(
+            cel=f"!({there('dimensions')} || {there('model')}) || self.protocol == 'openai'",
+            message="model and dimensions: only protocol openai can ask for them",
+            check=lambda part: (
+                part.protocol is Protocol.OPENAI or (part.dimensions is None and part.model is None)
+            ),
+        ),
+    )
 
 
 class Embedder(Part):

@@ -22,7 +22,12 @@ IN_WORDS: Final[Mapping[str, str]] = MappingProxyType(
         r"^[-A-Za-z0-9._/]+$": "letters, digits, -, _, . and /",
         r"^[A-Za-z_][A-Za-z0-9_.]*$": "a Python package's import name",
         r"^/": "a path that begins with /",
-        r"^https?://[^\s/]+": "a URL with http:// or https://",
+        r"^https?://[^\s/@?#]+(/[^\s?#]*)?(\?[^\s#]*)?$": (
+            "a URL with http:// or https://, without credentials (see secretRef) and without #"
+        ),
+        r"^[A-Za-z_][A-Za-z0-9_]*$": (
+            "an environment variable's name: letters, digits and _, not beginning with a digit"
+        ),
         r"^[a-z0-9.-]+/[A-Za-z0-9_.-]+$": "a device's name such as nvidia.com/gpu",
         r"^\S+\s+\S+\s+\S+\s+\S+\s+\S+$": (
             'five fields, as of cron: minute, hour, day, month, weekday: "*/30 * * * *"'

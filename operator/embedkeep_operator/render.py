@@ -24,11 +24,11 @@ from embedkeep.config import (
     PathSource,
     ServerTls,
     Tenant,
+    Upstream,
     ValkeyTarget,
 )
-from embedkeep.errors import NotBuilt
 from embedkeep_operator.api import EmbeddingCache
-from embedkeep_operator.api_embedder import Batch, ManagedEmbedder
+from embedkeep_operator.api_embedder import Batch, Embedder, ExternalEmbedder, ManagedEmbedder
 from embedkeep_operator.api_model import Model, ModelSource
 from embedkeep_operator.api_nodes import Memory, Nodes
 from embedkeep_operator.api_policies import ClientAuth, Security
@@ -45,6 +45,12 @@ TOLD_BY: Mapping[str, str] = MappingProxyType(
         "device": "spec.embedder.managed.device",
         "dtype": "spec.embedder.managed.dtype",
         "quantization": "spec.embedder.managed.quantization",
+        "upstream.url": "spec.embedder.external.url",
+        "upstream.model": "spec.embedder.external.model",
+        "upstream.dimensions": "spec.embedder.external.dimensions",
+        "upstream.key_file": "spec.embedder.external.secretRef",
+        "upstream.key_env": "spec.embedder.external.keyEnv",
+        "upstream.ca_file": "spec.embedder.external.caSecretRef",
     }
 )
 """Fields of configs that a process may refuse, and the resource's fields that decide them."""
@@ -94,7 +100,7 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
         http=place.http,
         metrics=place.metrics,
         tls=server_tls(security, place.secrets),
-        embedder=EmbedderTarget(address=beside.embedder),
+        embedder=_embedder_target(spec.embedder, beside.embedder),
         valkey=ValkeyTarget(
             host=beside.valkey_host,
             port=beside.valkey_port,
@@ -119,20 +125,34 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
     )
 
 
+def _embedder_target(embedder: Embedder, address: str) -> EmbedderTarget:
+    target = EmbedderTarget(address=address)
+    if embedder.external is None:
+        return target
+    # Long enough for a request that got no answer to be made again.
+    timeout_s = max(target.timeout_s, 2.0 * embedder.external.timeout)
+    return target.model_copy(update={"timeout_s": timeout_s})
+
+
 def embedder_config(
     resource: EmbeddingCache, place: Place, *, work_dir: Path | None = None
 ) -> EmbedderConfig:
-    """What an embedder of our own is told.
+    """What an embedder is told: to run the model, or to ask somebody else's.
 
     Args:
         work_dir: Where converted models are kept. None: the user's cache folder.
-
-    Raises:
-        NotBuilt: The resource has an external embedder.
     """
-    managed = resource.spec.embedder.managed
-    if managed is None:
-        raise NotBuilt("spec.embedder.external: is not built yet; use managed")
+    embedder = resource.spec.embedder
+    if embedder.external is not None:
+        return EmbedderConfig(
+            model=model_spec(resource.spec.model, place.secrets),
+            upstream=upstream(embedder.external, place.secrets),
+            grpc=place.grpc,
+            metrics=place.metrics,
+            drain_s=place.drain_s,
+            announce_file=place.announce_file,
+        )
+    managed = embedder.managed or ManagedEmbedder()
     return EmbedderConfig(
         model=model_spec(resource.spec.model, place.secrets),
         backend=managed.backend,
@@ -149,6 +169,25 @@ def embedder_config(
     )
 
 
+def upstream(external: ExternalEmbedder, secrets: Path) -> Upstream:
+    """Whom to ask, and with what."""
+    key, ca = external.secret_ref, external.ca_secret_ref
+    return Upstream(
+        url=external.url,
+        protocol=external.protocol,
+        model=external.model,
+        dimensions=external.dimensions,
+        key_file=secrets / key.name / key.key if key is not None else None,
+        key_env=external.key_env,
+        ca_file=secrets / ca.name / ca.key if ca is not None else None,
+        timeout_s=external.timeout,
+        max_batch_inputs=external.max_batch_inputs,
+        max_batch_tokens=external.max_batch_tokens,
+        max_concurrent_requests=external.max_concurrent_requests,
+        price_per_million_tokens=external.price_per_million_tokens,
+    )
+
+
 def agreement(resource: EmbeddingCache) -> str:
     """Names what the nodes of this cache agree on: 32 hexadecimal digits.
 
@@ -157,7 +196,7 @@ def agreement(resource: EmbeddingCache) -> str:
     """
     model, managed = resource.spec.model, resource.spec.embedder.managed
     source = model.source
-    wanted = [
+    wanted: list[object] = [
         model.name,
         model.revision,
         model.max_tokens,
@@ -165,6 +204,9 @@ def agreement(resource: EmbeddingCache) -> str:
         source.package.name if source and source.package else None,
         [managed.backend, managed.dtype, managed.quantization] if managed else None,
     ]
+    if (external := resource.spec.embedder.external) is not None:
+        # Not the URL: whether another place computes the same, canaries tell.
+        wanted.append([external.protocol, external.model, external.dimensions])
     return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
 
 
@@ -216,6 +258,11 @@ def secret_keys(resource: EmbeddingCache) -> tuple[tuple[str, str, str], ...]:
     source = resource.spec.model.source
     if source and source.hub and (token := source.hub.token_secret_ref):
         found.append(("spec.model.source.hub.tokenSecretRef", token.name, token.key))
+    if (external := resource.spec.embedder.external) is not None:
+        if (key := external.secret_ref) is not None:
+            found.append(("spec.embedder.external.secretRef", key.name, key.key))
+        if (ca := external.ca_secret_ref) is not None:
+            found.append(("spec.embedder.external.caSecretRef", ca.name, ca.key))
     security = resource.spec.security or Security()
     if security.tls is not None and security.tls.secret_name is not None:
         keys = ["tls.crt", "tls.key"]

@@ -78,12 +78,6 @@ def _nodes(spec: Spec) -> Iterator[Unbuilt]:
 
 
 def _embedder(embedder: Embedder) -> Iterator[Unbuilt]:
-    if embedder.external is not None:
-        yield Unbuilt(
-            field="spec.embedder.external",
-            given=f"protocol {embedder.external.protocol}",
-            works="use managed",
-        )
     managed = embedder.managed
     if managed is None:
         return

@@ -59,6 +59,7 @@ class EmbedderProcess:
 def embedder(folder: Path, **fields: object) -> Iterator[EmbedderProcess]:
     """An embedder started with *fields* of its config; killed at the end where it still runs."""
     announce_file, config_file = folder / "ports.json", folder / "embedder.json"
+    announce_file.unlink(missing_ok=True)
     config = EmbedderConfig.model_validate(
         {
             "model": {"name": "all-MiniLM-L6-v2", "source": {"package": PACKAGE}},

@@ -16,12 +16,13 @@ from embedkeep.config import (
     NodeConfig,
     PackageSource,
     PathSource,
+    Protocol,
     Quantization,
     ServerTls,
     Tenant,
+    Upstream,
     ValkeyTarget,
 )
-from embedkeep.errors import NotBuilt
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.manifest import load
 from embedkeep_operator.render import (
@@ -235,11 +236,77 @@ def test_every_secret_that_a_process_reads_is_listed() -> None:
     )
 
 
-def test_an_external_embedder_has_no_config_of_ours() -> None:
-    given = a_cache(embedder={"external": {"url": "http://e", "protocol": "tei"}})
+EXTERNAL = {
+    "url": "https://h/v1",
+    "protocol": "openai",
+    "model": "sent",
+    "dimensions": 256,
+    "secretRef": {"name": "key"},
+    "caSecretRef": {"name": "ca"},
+    "timeout": "1m",
+    "maxBatchInputs": 100,
+    "maxBatchTokens": 9000,
+    "maxConcurrentRequests": 3,
+    "pricePerMillionTokens": 0.02,
+}
 
-    with pytest.raises(NotBuilt, match=r"spec\.embedder\.external"):
-        embedder_config(given, PLACE)
+
+def test_an_upstream_is_asked_as_the_resource_says() -> None:
+    given = a_cache(embedder={"external": EXTERNAL})
+
+    assert embedder_config(given, PLACE) == EmbedderConfig(
+        model=ModelSpec(name="org/model", source=HubSource()),
+        upstream=Upstream(
+            url="https://h/v1",
+            protocol=Protocol.OPENAI,
+            model="sent",
+            dimensions=256,
+            key_file=Path("/secrets/key/token"),
+            ca_file=Path("/secrets/ca/ca.crt"),
+            timeout_s=60,
+            max_batch_inputs=100,
+            max_batch_tokens=9000,
+            max_concurrent_requests=3,
+            price_per_million_tokens=0.02,
+        ),
+        grpc=PLACE.grpc,
+        metrics=PLACE.metrics,
+        drain_s=7,
+        announce_file=Path("/run/announce.json"),
+    )
+    assert node_config(given, PLACE, BESIDE).embedder == EmbedderTarget(
+        address="dns:///embedder:9", timeout_s=120
+    ), "time for a second request"
+    assert secret_keys(given) == (
+        ("spec.embedder.external.secretRef", "key", "token"),
+        ("spec.embedder.external.caSecretRef", "ca", "ca.crt"),
+    )
+
+
+def test_an_upstreams_defaults_are_those_of_the_resource() -> None:
+    given = a_cache(embedder={"external": {"url": "http://h", "protocol": "tei"}})
+
+    assert embedder_config(given, PLACE).upstream == Upstream(url="http://h", protocol=Protocol.TEI)
+
+
+@pytest.mark.parametrize(
+    ("changed", "new"),
+    [
+        ({"model": "other"}, True),
+        ({"dimensions": 512}, True),
+        ({"url": "https://elsewhere"}, False),
+        ({"maxBatchInputs": 1}, False),
+    ],
+    ids=str,
+)
+def test_what_an_upstream_is_asked_for_decides_the_agreement_and_not_where(
+    changed: dict[str, object], *, new: bool
+) -> None:
+    before = a_cache(embedder={"external": EXTERNAL})
+    after = a_cache(embedder={"external": EXTERNAL | changed})
+
+    assert (agreement(after) != agreement(before)) is new
+    assert agreement(before) != agreement(a_cache())
 
 
 def test_the_quickstart_is_rendered_as_it_stands() -> None:

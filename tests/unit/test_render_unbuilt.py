@@ -20,7 +20,6 @@ WISHES = {
     },
     "spec.nodes.shards": {"nodes": {"shards": 2}},
     "spec.nodes.replicasPerShard": {"nodes": {"replicasPerShard": 1}},
-    "spec.embedder.external": {"embedder": {"external": {"url": "http://e", "protocol": "tei"}}},
     "spec.embedder.managed.replicas": {"embedder": {"managed": {"replicas": 2}}},
     "spec.similarity.mode": {"similarity": {"mode": "Serve"}},
     "spec.warmup": {"warmup": {}},
@@ -85,7 +84,7 @@ def test_what_is_off_is_no_wish(spec: dict[str, object]) -> None:
     assert unbuilt(a_cache(**spec)) == ()
 
 
-@pytest.mark.parametrize("name", ["quickstart", "tenants"])
+@pytest.mark.parametrize("name", ["openai", "quickstart", "tei", "tenants"])
 def test_these_examples_run_here(name: str) -> None:
     resource = load(EXAMPLES / f"{name}.yaml")
 

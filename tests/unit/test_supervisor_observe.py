@@ -183,6 +183,41 @@ def test_the_picture_shows_processes_tiers_books_and_events() -> None:
     assert "event 11" not in shown, "old events leave the screen"
 
 
+UPSTREAM = """\
+embedkeep_upstream_tokens_total{purpose="demand"} 3000000
+embedkeep_upstream_tokens_total{purpose="canaries"} 1000000
+"""
+
+
+def test_tokens_of_an_upstream_are_shown_and_money_where_there_is_a_price() -> None:
+    node = counts("embedkeep_saved_tokens_total 6000000\n")
+    price = "embedkeep_upstream_price_per_million_tokens 0.25\n"
+
+    priced = total({"node": node, "embedder": counts(UPSTREAM + price)})
+    free = total({"node": node, "embedder": counts(UPSTREAM)})
+
+    assert (priced.money, free.money) == ((1.5, 1.0), None)
+    assert "tokens: spent 4,000,000, saved 6,000,000; money: spent 1.000000, saved 1.500000" in (
+        view.line(priced, {})
+    )
+    assert "money" not in view.line(free, {})
+    assert "tokens" not in view.line(SEEN, {}), "nobody counts them where the model runs here"
+
+
+def test_tokens_go_on_over_restarts_too() -> None:
+    sums = Sums()
+    for spent in (5, 9):
+        sums.add({"one": with_tokens(spent)})
+
+    after = sums.add({"one": with_tokens(2)})
+
+    assert (after.saved_tokens, after.upstream_tokens) == (110, {"demand": 11})
+
+
+def with_tokens(spent: float) -> Counts:
+    return Counts(answers=True, saved_tokens=10 * spent, upstream_tokens={"demand": spent})
+
+
 def test_sizes_are_for_people() -> None:
     assert [view.size(n) for n in (0, 1023, 1024, 3 << 20, 5 << 30)] == [
         "0 B", "1023 B", "1.0 KiB", "3.0 MiB", "5.0 GiB"

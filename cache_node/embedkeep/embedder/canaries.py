@@ -30,6 +30,14 @@ _MIN_COSINE_INT8: Final = 0.995
 further on, and so moves a vector: to cosine 0.998 at worst of 128 texts, as docs/decisions.md has
 it. Weights of 7 bits instead of 8 moved some further than this."""
 
+MIN_UPSTREAM_COSINE: Final = 0.999
+"""Below it an upstream, which repeats itself with noise, does not compute the same.
+
+Users of OpenAI's API report repeats that differ from 1e-8 to 1e-4 in each component
+(openai-cookbook issue 223), and from the fourth decimal on (langchainjs issue 1246). Over 1,536
+dimensions 1e-4 is a cosine of 0.99999, and 5e-4 is one of 0.9998.
+"""
+
 
 def min_cosine(dtype: Dtype, quantization: Quantization) -> float:
     """Below it two embedders do not compute the same."""

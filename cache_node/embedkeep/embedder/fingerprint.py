@@ -37,7 +37,7 @@ def fingerprint(  # noqa: PLR0913  # each decides vectors
         int8: What decides a quantized model's integers and kernels. Empty: it is not quantized.
     """
     dense = [step.weights for step in folder.steps if isinstance(step, Dense)]
-    digest = hashlib.blake2b(digest_size=16, person=b"ek-model")
+    digest = _digest()
     for name, value in (
         ("pipeline", str(PIPELINE)),
         ("revision", revision or ""),
@@ -52,6 +52,25 @@ def fingerprint(  # noqa: PLR0913  # each decides vectors
     for file in sorted({*folder.files, folder.tokenizer, *dense, *weights}):
         _field(digest, file.relative_to(folder.root).as_posix().encode(), content(file))
     return digest.hexdigest()
+
+
+def of_upstream(identity: Iterable[tuple[str, str]], *, revision: str | None) -> str:
+    """32 hexadecimal digits, for a model that somebody else runs.
+
+    Where it is reached is none of it: whether another place computes the same, canaries tell.
+
+    Args:
+        identity: Names and values of what decides its vectors, as far as it is known.
+        revision: As the resource says; its change is how a new model is accepted.
+    """
+    digest = _digest()
+    for name, value in (("upstream", ""), ("revision", revision or ""), *identity):
+        _field(digest, name.encode(), value.encode())
+    return digest.hexdigest()
+
+
+def _digest() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16, person=b"ek-model")
 
 
 def content(file: Path) -> bytes:

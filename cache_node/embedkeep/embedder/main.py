@@ -1,10 +1,11 @@
-"""The embedder's process: load the model, answer while it is warm, drain at the end."""
+"""The embedder's process: load the model or find the upstream, answer, drain at the end."""
 
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 from embedkeep.config import Backend as BackendName
@@ -12,8 +13,8 @@ from embedkeep.config import EmbedderConfig, Quantization
 from embedkeep.embedder import folder, source
 from embedkeep.embedder.answering import SERVICE
 from embedkeep.embedder.backends import Backend
-from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.service import EmbedderService
+from embedkeep.embedder.upstream.service import UpstreamService
 from embedkeep.errors import EmbedKeepError, InvalidConfig
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import embedder_pb2_grpc
@@ -25,21 +26,28 @@ _LOADING_MAY_END_S: Final = 0.5
 def main(config: EmbedderConfig) -> None:
     """Run an embedder until SIGINT or SIGTERM.
 
-    It listens at once; its health is NOT_SERVING until the model is loaded and warm.
+    It listens at once; its health is NOT_SERVING until the model is loaded and warm, or the
+    upstream was seen to answer.
 
     Raises:
         SystemExit: It cannot start or its device broke, after a message for people. Status 2 where
             the config must change, so that nobody tries again; 1 otherwise.
     """
-    metrics = EmbedderMetrics()
-    service = EmbedderService(
-        config.model,
-        config.batch,
-        metrics=metrics,
-        max_message_bytes=config.max_message_bytes,
-    )
     try:
-        run(lambda stop: _serve(config, service, metrics, stop), process="embedder")
+        if config.upstream is not None:
+            asking = UpstreamService(
+                config.model,
+                config.upstream,
+                config.batch,
+                max_message_bytes=config.max_message_bytes,
+            )
+            run(lambda stop: _serve(config, asking, asking.start, stop), process="embedder")
+            return
+        service = EmbedderService(
+            config.model, config.batch, max_message_bytes=config.max_message_bytes
+        )
+        start = partial(service.start, lambda: open_backend(config))
+        run(lambda stop: _serve(config, service, start, stop), process="embedder")
     except EmbedKeepError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2 if isinstance(error, InvalidConfig) else 1) from None
@@ -75,8 +83,8 @@ def open_backend(config: EmbedderConfig) -> Backend:
 
 async def _serve(
     config: EmbedderConfig,
-    service: EmbedderService,
-    metrics: EmbedderMetrics,
+    service: EmbedderService | UpstreamService,
+    start: Callable[[], Coroutine[None, None, None]],
     stop: asyncio.Event,
 ) -> None:
     health = Health([SERVICE])
@@ -98,10 +106,10 @@ async def _serve(
                     service, server
                 ),
                 health=health,
-                registry=metrics.registry,
+                registry=service.metrics.registry,
             )
         )
-        await _until_either(stopped=stop.wait(), answering=_answer(config, service, health))
+        await _until_either(stopped=stop.wait(), answering=_answer(service, start, health))
 
 
 async def _until_either(**endings: Coroutine[None, None, object]) -> None:
@@ -117,7 +125,11 @@ async def _until_either(**endings: Coroutine[None, None, object]) -> None:
         await asyncio.wait(tasks)
 
 
-async def _answer(config: EmbedderConfig, service: EmbedderService, health: Health) -> None:
-    await service.start(lambda: open_backend(config))
+async def _answer(
+    service: EmbedderService | UpstreamService,
+    start: Callable[[], Coroutine[None, None, None]],
+    health: Health,
+) -> None:
+    await start()
     await health.set(serving=True)
     await service.broken()

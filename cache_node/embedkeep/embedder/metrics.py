@@ -4,7 +4,6 @@ import importlib.metadata
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from embedkeep.embedder.backends import About
 from embedkeep.v1.embedder_pb2 import Purpose
 
 PURPOSES = {
@@ -73,7 +72,7 @@ class EmbedderMetrics:
             registry=self.registry,
         )
 
-    def loaded(self, about: About) -> None:
+    def running(self, *, backend: str, device: str, dtype: str) -> None:
         """Say what runs."""
         version = importlib.metadata.version("embedkeep")
-        self._build.labels(version, "embedder", about.backend, about.device, about.dtype).set(1)
+        self._build.labels(version, "embedder", backend, device, dtype).set(1)

@@ -249,11 +249,14 @@ class Schedule(Generic[T]):
         """Whether an input of *lane* waits."""
         return self._lanes.waits(lane)
 
-    def take(self, now_s: float, *, only: Lane | None = None) -> list[Row[T]]:
+    def take(
+        self, now_s: float, *, only: Lane | None = None, most: int | None = None
+    ) -> list[Row[T]]:
         """The next batch, shortest inputs first; empty: nothing waits.
 
         Args:
             only: Of this lane, whoever's turn it is. None: of the lane whose turn it is.
+            most: Inputs in it. None: `Batching.max_batch_inputs`.
         """
         lane = self._lanes.turn(now_s) if only is None else only
         if lane is None or not self.waits(lane):
@@ -266,7 +269,7 @@ class Schedule(Generic[T]):
         taken = self._lanes.take(
             lane,
             most_size=self._cost.tokens_within(target),
-            most=self._limits.max_batch_inputs,
+            most=self._limits.max_batch_inputs if most is None else most,
         )
         for place in taken:
             waiters = place.payload.waiters

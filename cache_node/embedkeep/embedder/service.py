@@ -80,7 +80,7 @@ class EmbedderService(Answering):
             waits_for="the model is being loaded",
         )
         self._model = model
-        self._metrics = metrics or EmbedderMetrics()
+        self.metrics = metrics or EmbedderMetrics()
         self._clock = clock
         self._device = DeviceThread("device")
         self._warm: _Warm | None = None
@@ -100,10 +100,11 @@ class EmbedderService(Answering):
         batcher = Batcher(
             Engine(backend=backend, thread=self._device, cost=cost, probe=rows[0]),
             limits=self._limits,
-            metrics=self._metrics,
+            metrics=self.metrics,
             clock=self._clock,
         )
-        self._metrics.loaded(backend.about)
+        about = backend.about
+        self.metrics.running(backend=about.backend, device=about.device, dtype=about.dtype)
         task = asyncio.create_task(batcher.run(), name="batcher")
         self.detokenizer = backend.detokenize
         self.computer = self._warm = _Warm(

@@ -382,6 +382,7 @@ class Cache:
             metrics.lookups[kind].inc(answer.results.count(kind))
         metrics.latency[next(kind for kind in _SLOWEST if kind in kinds)].observe(seconds)
         metrics.saved.inc(answer.saved_ns / 1e9)
+        metrics.saved_tokens.inc(answer.saved_tokens)
 
 
 def _raise_if_shared(errors: Sequence[EmbedKeepError]) -> None:

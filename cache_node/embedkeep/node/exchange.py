@@ -67,6 +67,12 @@ class Answer:
     errors: dict[int, EmbedKeepError] = field(default_factory=dict)
     saved_ns: int = 0
     spent_ns: int = 0
+    spent_tokens: int = 0
+
+    @property
+    def saved_tokens(self) -> int:
+        """Of the rows that were answered from a cache."""
+        return sum(self.tokens) - self.spent_tokens
 
     @classmethod
     def empty(cls, count: int, space: Space, epoch: int) -> Self:
@@ -90,6 +96,7 @@ class Answer:
             self.imported.append(index)
         if result is Result.EMBEDDER:
             self.spent_ns += entry.device_ns
+            self.spent_tokens += entry.tokens
         else:
             self.saved_ns += entry.device_ns
 

@@ -46,6 +46,11 @@ class Metrics:
             "Device time that the answers from a cache had cost when they were computed.",
             registry=registry,
         )
+        self.saved_tokens = Counter(
+            "embedkeep_saved_tokens",
+            "Tokens of the answers from a cache: what an upstream would have counted again.",
+            registry=registry,
+        )
         self.entries = Gauge(
             "embedkeep_entries",
             "Entries held; in Valkey all its keys, with up to three of the nodes' own.",

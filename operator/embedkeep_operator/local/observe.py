@@ -14,6 +14,8 @@ MAX_BYTES: Final = 4 << 20
 CACHED: Final = ("l1", "valkey", "coalesced")
 """Results that cost no forward pass of their own."""
 
+_PRICE: Final = "embedkeep_upstream_price_per_million_tokens"
+
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -41,10 +43,24 @@ class Counts:
     saved_device_s: float = 0
     spent_device_s: Mapping[str, float] = field(default_factory=dict)
     """By purpose."""
+    saved_tokens: float = 0
+    upstream_tokens: Mapping[str, float] = field(default_factory=dict)
+    """By purpose; empty where the model runs here."""
+    price_per_million_tokens: float | None = None
+    """None: none is given."""
     waiting_inputs: float = 0
     """At the node."""
     queued_inputs: float = 0
     """At the embedder."""
+
+    @property
+    def money(self) -> tuple[float, float] | None:
+        """Saved and spent, in the currency of the price; None: there is no price."""
+        if self.price_per_million_tokens is None:
+            return None
+        spent = sum(self.upstream_tokens.values())
+        price = self.price_per_million_tokens / 1e6
+        return self.saved_tokens * price, spent * price
 
     @property
     def answered(self) -> float:
@@ -75,6 +91,9 @@ def counts(text: str) -> Counts:
         corrupt=_sum(samples, "embedkeep_corrupt_records_total"),
         saved_device_s=_sum(samples, "embedkeep_saved_device_seconds_total"),
         spent_device_s=_by(samples, "embedkeep_embed_device_seconds_total", "purpose"),
+        saved_tokens=_sum(samples, "embedkeep_saved_tokens_total"),
+        upstream_tokens=_by(samples, "embedkeep_upstream_tokens_total", "purpose"),
+        price_per_million_tokens=next((price for _, price in samples.get(_PRICE, [])), None),
         waiting_inputs=_sum(samples, "embedkeep_pending_inputs"),
         queued_inputs=_sum(samples, "embedkeep_embed_queue_inputs"),
     )  # fmt: skip
@@ -98,6 +117,11 @@ def total(looks: Mapping[str, Counts]) -> Counts:
         corrupt=sum(each.corrupt for each in all_of),
         saved_device_s=sum(each.saved_device_s for each in all_of),
         spent_device_s=_added(each.spent_device_s for each in all_of),
+        saved_tokens=sum(each.saved_tokens for each in all_of),
+        upstream_tokens=_added(each.upstream_tokens for each in all_of),
+        price_per_million_tokens=max(
+            filter(None, (each.price_per_million_tokens for each in all_of)), default=None
+        ),
         waiting_inputs=sum(each.waiting_inputs for each in all_of),
         queued_inputs=sum(each.queued_inputs for each in all_of),
     )
@@ -157,6 +181,8 @@ def _summed(sums: Counts, last: Counts, now: Counts) -> Counts:
         corrupt=sums.corrupt + _grown(last.corrupt, now.corrupt),
         saved_device_s=sums.saved_device_s + _grown(last.saved_device_s, now.saved_device_s),
         spent_device_s=_grown_by(sums.spent_device_s, last.spent_device_s, now.spent_device_s),
+        saved_tokens=sums.saved_tokens + _grown(last.saved_tokens, now.saved_tokens),
+        upstream_tokens=_grown_by(sums.upstream_tokens, last.upstream_tokens, now.upstream_tokens),
     )
 
 

@@ -69,7 +69,13 @@ def check_files(resource: EmbeddingCache, secrets: Path | None) -> None:
             missing.append(f"{field}: give --secrets DIR with the file {name}/{key} in it")
         elif not (secrets / name / key).is_file():
             missing.append(f"{field}: there is no file {secrets / name / key}")
-    source = resource.spec.model.source
+    external = resource.spec.embedder.external
+    if external is not None and external.key_env and not os.environ.get(external.key_env):
+        missing.append(
+            f"spec.embedder.external.keyEnv: the variable {external.key_env} is not set here"
+        )
+    # A model that somebody else runs needs no files here.
+    source = resource.spec.model.source if external is None else None
     if source is not None and source.path is not None and not Path(source.path).is_dir():
         missing.append(f"spec.model.source.path: there is no folder {source.path}")
     if source is not None and source.package is not None and not _is_installed(source.package.name):

@@ -45,11 +45,12 @@ def size(count: float) -> str:
 def line(counts: Counts, rate: Mapping[str, float]) -> str:
     """One line with what matters, for logs."""
     entries = ", ".join(f"{name} {held:.0f}" for name, held in counts.entries.items())
+    money = f" | {_books(counts)}" if counts.upstream_tokens else ""
     extra = f" | left alone: {', '.join(counts.open_breakers)}" if counts.open_breakers else ""
     return (
         f"hits {ratio(counts.hit_ratio)} of {counts.answered:.0f} | {sum(rate.values()):.0f}/s"
         f" | entries: {entries or '-'} | device: spent {sum(counts.spent_device_s.values()):.1f} s,"
-        f" saved {counts.saved_device_s:.1f} s | waiting {counts.waiting_inputs:.0f}"
+        f" saved {counts.saved_device_s:.1f} s{money} | waiting {counts.waiting_inputs:.0f}"
         f" + {counts.queued_inputs:.0f}{extra}"
     )
 
@@ -135,6 +136,8 @@ def totals(counts: Counts, *, of: str = "") -> Table:
     table.add_row("hit ratio", Text(ratio(counts.hit_ratio), style="bold green"))
     table.add_row("device time saved", f"{counts.saved_device_s:.2f} s")
     table.add_row("device time spent", (spent or "0 s") + (f", {of}" if of else ""))
+    if counts.upstream_tokens:
+        table.add_row("upstream", _books(counts))
     table.add_row(
         "waiting", f"{counts.waiting_inputs:.0f} at the node, {counts.queued_inputs:.0f} embedding"
     )
@@ -146,6 +149,16 @@ def totals(counts: Counts, *, of: str = "") -> Table:
     if counts.open_breakers:
         table.add_row("left alone", Text(", ".join(counts.open_breakers), style="yellow"))
     return table
+
+
+def _books(counts: Counts) -> str:
+    """Tokens, and money where there is a price."""
+    spent = sum(counts.upstream_tokens.values())
+    said = f"tokens: spent {spent:,.0f}, saved {counts.saved_tokens:,.0f}"
+    if counts.money is None:
+        return said
+    saved, paid = counts.money
+    return f"{said}; money: spent {paid:,.6f}, saved {saved:,.6f}"
 
 
 def _event(event: Event) -> Text:
