@@ -10,7 +10,7 @@ compared with the model's; while it is measured, the model must not be asked.
 Writes benchmarks/results/peers.json and its table in docs/benchmarks.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Final
@@ -19,7 +19,7 @@ import systems
 from embedkeep_operator.local.replay import sample
 from report import COMMITTED, draft, made_on, table
 from rig import Node, Rig, Upstream, Valkey
-from turns import Compared, Entrant, Plan, Row, arguments, compare, thousands
+from turns import Compared, Entrant, Plan, arguments, compare, row_cells
 
 DIMS: Final = 384
 TEXTS: Final = 1024
@@ -100,20 +100,6 @@ def targets(compared: Compared) -> Iterator[Target]:
         )
 
 
-def lines(rows: Sequence[Row]) -> Iterator[list[str]]:
-    """The table's rows: one a size and system, the fastest first."""
-    for row in sorted(rows, key=lambda row: (row.clients, row.batch, -row.vectors_per_s)):
-        yield [
-            str(row.clients),
-            str(row.batch),
-            row.system,
-            row.tier,
-            thousands(row.p50_us),
-            thousands(row.p99_us),
-            thousands(row.vectors_per_s),
-        ]
-
-
 def main() -> None:
     """Measure, keep, and print."""
     quick = arguments(__doc__).quick
@@ -138,7 +124,6 @@ def main() -> None:
         targets=[asdict(target) for target in checked],
         left_out=compared.left_out,
     )
-    head = ("clients", "texts a call", "system", "tier", "p50, us", "p99, us", "vectors/s")
     wanted = table(
         ("target", "our tier", "clients", "wanted", "measured", ""),
         (
@@ -153,11 +138,9 @@ def main() -> None:
             for each in checked
         ),
     )
-    text = f"{table(head, lines(compared.rows))}\n\n{made_on(server)}\n\n{wanted}"
+    text = f"{row_cells(compared)}\n\n{made_on(server)}\n\n{wanted}"
     place.write("peers", text)
     print(text)
-    for name, why in compared.left_out.items():
-        print(f"left out: {name}: {why}")
 
 
 if __name__ == "__main__":

@@ -84,17 +84,27 @@ class Http:
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
 
     def ask(self, texts: list[str]) -> list[dict[str, object]]:
-        body = {"model": self._model, "input": texts, "encoding_format": self._encoding}
-        self._link.request("POST", "/v1/embeddings", orjson.dumps(body), self._headers)
-        answer = self._link.getresponse()
-        said = answer.read()
-        if answer.status != http.client.OK:
-            raise ConnectionError(f"{answer.status}: {said[:300]!r}")
+        body = orjson.dumps(
+            {"model": self._model, "input": texts, "encoding_format": self._encoding}
+        )
+        try:
+            said = self._post(body)
+        except (ConnectionError, http.client.CannotSendRequest):
+            self._link.close()  # the server closed what was idle: as every client does, once more
+            said = self._post(body)
         found = orjson.loads(said)["data"]
         if self._encoding == "base64":
             for each in found:
                 each["embedding"] = np.frombuffer(base64.b64decode(each["embedding"]), "<f4")
         return cast(list[dict[str, object]], found)
+
+    def _post(self, body: bytes) -> bytes:
+        self._link.request("POST", "/v1/embeddings", body, self._headers)
+        answer = self._link.getresponse()
+        said = answer.read()
+        if answer.status != http.client.OK:
+            raise OSError(f"{answer.status}: {said[:300]!r}")
+        return said
 
     def rows(self, answer: object) -> Rows:
         data = cast(list[dict[str, object]], answer)

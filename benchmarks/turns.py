@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from callers import Asking, CallerFailed, Callers, Opener, Window
+from report import table
 from rig import Upstream
 from upstream import matrix
 
@@ -102,9 +103,6 @@ def compare(
     cells: dict[tuple[Entrant, int, int], list[_Cell]] = {}
     openers = {entrant.name: entrant.opener for entrant in entrants}
 
-    def still_in() -> list[Entrant]:
-        return [entrant for entrant in entrants if entrant.name not in compared.left_out]
-
     with Callers(max(plan.clients), openers, texts) as callers:
         for entrant in entrants:
             say(f"filling {entrant.name}")
@@ -112,7 +110,9 @@ def compare(
                 fill(callers, entrant, upstream, texts)
         for number in range(plan.rounds + 1):
             say(f"round {number} of {plan.rounds}")
-            for count, batch, entrant in product(plan.clients, plan.batches, still_in()):
+            for count, batch, entrant in product(plan.clients, plan.batches, entrants):
+                if entrant.name in compared.left_out:
+                    continue
                 with _left_out(entrant, compared):
                     upstream.reset()
                     asking = Asking(
@@ -180,6 +180,33 @@ def _row(entrant: Entrant, batch: int, clients: int, cells: Sequence[_Cell]) -> 
         n=len(seconds),
         misses=sum(cell.misses for cell in cells),
     )
+
+
+def row_cells(compared: Compared) -> str:
+    """The rows as a table, one a size and system, the fastest first; then who was left out."""
+    head = ("clients", "texts a call", "system", "tier", "p50, us", "p99, us", "vectors/s")
+    ordered = sorted(compared.rows, key=lambda row: (row.clients, row.batch, -row.vectors_per_s))
+    text = table(
+        head,
+        (
+            [
+                str(row.clients),
+                str(row.batch),
+                row.system,
+                row.tier,
+                thousands(row.p50_us),
+                thousands(row.p99_us),
+                thousands(row.vectors_per_s),
+            ]
+            for row in ordered
+        ),
+    )
+    out = [f"Left out: {name}: {_first_line(why)}" for name, why in compared.left_out.items()]
+    return "\n\n".join([text, *out])
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0]
 
 
 def arguments(about: str | None) -> argparse.Namespace:
