@@ -6,19 +6,15 @@ it is asked for one text alone is the truth that every answer of the system is h
 
 import asyncio
 import os
-import random
 import signal
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import pytest
 
 from embedkeep import AsyncClient
-from embedkeep.errors import DeadlineExceeded, EmbedKeepError, Retryable
-from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 from embedkeep_operator.local.replay import sample
-from embedkeep_operator.local.runner import Local, Running
+from embedkeep_operator.local.runner import Local
+from support.load import PATIENCE_S, Load, alone
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,56 +33,6 @@ spec:
 """
 TEXTS = 400
 ANSWERS_BETWEEN_ACCIDENTS = 15
-PATIENCE_S = 60.0
-
-
-@dataclass
-class Load:
-    """Callers that never stop asking, and all that they were told."""
-
-    client: AsyncClient
-    texts: list[str]
-    answers: list[tuple[str, bytes]] = field(default_factory=list)
-    refusals: list[EmbedKeepError] = field(default_factory=list)
-    answered: asyncio.Condition = field(default_factory=asyncio.Condition)
-
-    async def ask(self, seed: int) -> None:
-        """One caller."""
-        choice = random.Random(seed)
-        while True:
-            # Squared: some texts come often, most seldom.
-            batch = [
-                self.texts[int(len(self.texts) * choice.random() ** 2)]
-                for _ in range(choice.randint(1, 8))
-            ]
-            try:
-                vectors = await self.client.embed(batch, timeout_s=5)
-            except EmbedKeepError as error:
-                self.refusals.append(error)
-                continue
-            self.answers += [
-                (text, row.tobytes()) for text, row in zip(batch, vectors, strict=True)
-            ]
-            async with self.answered:
-                self.answered.notify_all()
-
-    async def until_answered(self, more: int) -> None:
-        """Wait for so many more rows."""
-        wanted = len(self.answers) + more
-        async with asyncio.timeout(PATIENCE_S), self.answered:
-            await self.answered.wait_for(lambda: len(self.answers) >= wanted)
-
-
-async def alone(running: Running, texts: set[str]) -> dict[str, bytes]:
-    """What the embedder returns for each text when it is asked for nothing else."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.embedder_grpc}") as channel:
-        stub: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(channel)
-        return {
-            text: (
-                await stub.Embed(embedder_pb2.ComputeRequest(inputs=[text]), wait_for_ready=True)
-            ).vectors
-            for text in texts
-        }
 
 
 async def test_every_answer_is_the_models_while_every_part_dies_once(tmp_path: Path) -> None:
@@ -122,7 +68,4 @@ async def test_every_answer_is_the_models_while_every_part_dies_once(tmp_path: P
 
     assert survivor == node, "the node must recover without a restart of its own"
     assert [text for text, row in load.answers if row != truth[text]] == []
-    unclear = [
-        error for error in load.refusals if not isinstance(error, Retryable | DeadlineExceeded)
-    ]
-    assert unclear == []
+    assert load.unclear() == []

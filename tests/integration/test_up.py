@@ -8,11 +8,8 @@ import re
 import shlex
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,9 +18,9 @@ from embedkeep import AsyncClient
 from embedkeep.errors import InvalidConfig, Unauthenticated, Unavailable
 from embedkeep.runs import is_running, read_run
 from embedkeep_operator.local.backoff import Backoff
-from embedkeep_operator.local.runner import Local
 from support.certificates import Authority
 from support.endings import until_gone
+from support.up import Place, eventually, pids_of, said_by, up
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -43,90 +40,10 @@ spec:
 """
 
 
-@dataclass(frozen=True)
-class Place:
-    """A resource's file, and where its state goes."""
-
-    file: Path
-    state: Path
-
-    def local(self, **options: object) -> Local:
-        return Local(self.file, state_dir=self.state, **options)  # type: ignore[arg-type]  # options of Local
-
-    def command(self, *arguments: str) -> list[str]:
-        name, *rest = arguments
-        return [sys.executable, "-m", "embedkeep.cli", name, "--state-dir", str(self.state), *rest]
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     (tmp_path / "cache.yaml").write_text(CACHE)
     return Place(tmp_path / "cache.yaml", tmp_path / "state")
-
-
-class Up:
-    """A running `embedkeep up --plain`, and what it said so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.said = ""
-
-    async def until(self, text: str) -> None:
-        """Read on until it says *text*."""
-        assert self.process.stdout is not None
-        while text not in self.said:
-            line = await self.process.stdout.readline()
-            assert line, f"it ended without saying {text!r}:\n{self.said}"
-            self.said += line.decode()
-
-    async def end(self, number: signal.Signals | None = None) -> int:
-        """Send a signal, read to the end, and return the exit code."""
-        if number is not None:
-            self.process.send_signal(number)
-        rest, _ = await self.process.communicate()
-        self.said += rest.decode()
-        assert self.process.returncode is not None
-        return self.process.returncode
-
-
-@asynccontextmanager
-async def up(place: Place, *arguments: str) -> AsyncIterator[Up]:
-    """`embedkeep up --plain`, killed at the end if it still runs."""
-    process = await asyncio.create_subprocess_exec(
-        *place.command("up", "--plain", *arguments, str(place.file)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        yield Up(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-def pids_of(place: Place) -> list[int]:
-    """Of the three processes."""
-    files = [
-        place.state / "docs" / "pids" / f"{name}.pid" for name in ("valkey", "embedder", "node")
-    ]
-    return [int(file.read_text()) for file in files]
-
-
-async def said_by(*command: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of another command."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-async def eventually(look: Callable[[], Awaitable[bool]]) -> None:
-    """Look until it holds; the test's own timeout bounds it."""
-    while not await look():  # noqa: ASYNC110  # another process's state has no event here
-        await asyncio.sleep(0.05)
 
 
 async def test_up_serves_tells_and_stops(place: Place) -> None:

@@ -244,6 +244,21 @@ def test_a_stranger_that_is_well_keeps_its_slots_and_is_not_forgotten() -> None:
     assert look(bus, wanted) == Plan(reason=Reason.STRANGERS)
 
 
+def test_a_slot_that_moves_while_they_are_asked_is_given_to_no_third() -> None:
+    """One that was asked before says it has not got it yet, another, asked after, that it has."""
+    bus, wanted = whole(3)
+    moving = slots.from_ranges([(0, 9)])
+    before = bus.valkeys["valkey-1"].view()
+    bus.valkeys["valkey-1"].bind(moving, "id-1")
+    for each in ("valkey-0", "valkey-2"):
+        bus.valkeys[each].bind(moving, "id-1")
+    seen = {each: valkey.view() for each, valkey in bus.valkeys.items()} | {"valkey-1": before}
+
+    todo = plan(wanted, seen)
+
+    assert {step.at for step in todo.steps} == {"valkey-1"}, "which has it, and refuses"
+
+
 def test_a_handshake_under_way_is_nobody_to_be_forgotten() -> None:
     bus, wanted = whole(2)
     bus.valkeys["valkey-0"].table["passing"] = Peer(endpoint=place(1), epoch=0, met=False)
