@@ -246,7 +246,7 @@ def test_a_changed_input_is_refused_with_what_to_do_and_a_longer_one_is_not(
     result = bulk(address, source, output)
 
     assert isinstance(refused, InvalidConfig)
-    assert "--file: has changed since" in str(refused)
+    assert "the input has changed since" in str(refused)
     assert "--restart begins anew" in str(refused)
     assert result.exit_code == 0, result.output
     assert len(np.load(output)) == 1001

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from embedkeep.cli.bulk import passed
 from embedkeep.cli.journal import Checkpoint, Json, Witness, go_on_from, keeping, uninterrupted
+from embedkeep.cli.longrun import passed
 from embedkeep.cli.reading import Line
 from embedkeep.errors import InvalidConfig
 
@@ -102,7 +102,7 @@ def test_input_that_has_only_grown_is_gone_on_with() -> None:
 def test_input_that_has_changed_is_refused(texts: tuple[str, ...]) -> None:
     start = Checkpoint(task=TASK, done=2, digest=digest_of("a", "b"))
 
-    with pytest.raises(InvalidConfig, match=r"first 2 inputs.*--restart begins anew"):
+    with pytest.raises(InvalidConfig, match=r"first 2 items.*--restart begins anew"):
         passed(iter(lines(*texts)), start)
 
 

@@ -2,7 +2,8 @@
 
 Here live its frame (this module); `embed` with what it reads, writes and asks (`reading`,
 `writing`, `parquet`, `asking`; `finding` and `connecting` reach a cache); what long runs add
-(`bulk`, `pipeline`, `journal`, `progress`); and the commands that run one process (`processes`).
+(`bulk`, `longrun`, `pipeline`, `journal`, `progress`); `importing` with its `pairs` and
+`langchain_store`; `exporting`; and the commands that run one process (`processes`).
 `up` and `status` live in `embedkeep_operator.local`. Nothing imports this package but the entry
 points and tests: what a command does beyond the command line belongs elsewhere.
 
@@ -44,6 +45,10 @@ class Command:
 COMMANDS: Final = {
     "up": Command("embedkeep_operator.local.up:up", "Run a cache on this machine.", "local"),
     "embed": Command("embedkeep.cli.embed:embed", "Turn texts into vectors through a cache."),
+    "import": Command(
+        "embedkeep.cli.importing:import_", "Take vectors that exist already into a cache."
+    ),
+    "export": Command("embedkeep.cli.exporting:export", "Write what is cached for some texts."),
     "status": Command("embedkeep_operator.local.status:status", "Show how local caches are doing."),
     "node": Command("embedkeep.cli.processes:node", "Run one cache node."),
     "embedder": Command("embedkeep.cli.processes:embedder", "Run one embedder.", "embedder-cpu"),

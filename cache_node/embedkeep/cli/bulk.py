@@ -1,31 +1,24 @@
 """Long runs of `embedkeep embed --bulk` and `embedkeep export`: files in, files out, resumable."""
 
 import json
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
-import click
-
 from embedkeep.cli.asking import Rows, Tally, ask
-from embedkeep.cli.journal import Checkpoint, Journal, Json, Witness, keeping, uninterrupted
-from embedkeep.cli.pipeline import in_order
-from embedkeep.cli.progress import Shown, duration
+from embedkeep.cli.journal import Journal, Json, keeping
+from embedkeep.cli.longrun import FAILURES, go
+from embedkeep.cli.progress import duration
 from embedkeep.cli.reading import Line, lines_of, total_of
 from embedkeep.cli.writing import JsonLines, Npy, Writer, replacing, reporting
 from embedkeep.client import CacheInfo, Client
 from embedkeep.client.options import EmbedOptions
-from embedkeep.errors import EmbedderUnavailable, EmbedKeepError, InvalidConfig
+from embedkeep.errors import EmbedderUnavailable, InvalidConfig
 
-WINDOW: Final = 4
-"""Batches under way at once: one is computed, one waits for it, two are read or written."""
 INFO_S: Final = 30.0
 """How long the first answer may take: nothing is lost by giving up then."""
-ROWS, FAILURES = "part", "failures.jsonl"
+ROWS: Final = "part"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +63,7 @@ def run(bulk: Bulk, client: Client, *, restart: bool) -> tuple[Tally, str]:
         EmbedKeepError: The cache does not answer in time, or refuses the call.
         KeyboardInterrupt: After a last checkpoint.
     """
-    started = time.monotonic()
-    total = total_of(bulk.source)
-    if total == 0:
+    if (total := total_of(bulk.source)) == 0:
         raise InvalidConfig("no texts: the input is empty", field="--file")
     if bulk.output.is_dir():
         raise InvalidConfig(f"{bulk.output} is a folder", field="--output")
@@ -86,127 +77,68 @@ def run(bulk: Bulk, client: Client, *, restart: bool) -> tuple[Tally, str]:
         reporting(str(bulk.output)),
         keeping(bulk.output, (ROWS, FAILURES), task, restart=restart) as journal,
     ):
+        work = Embedding(bulk, client, info, journal)
         lines = lines_of(bulk.source, bulk.field)
-        witness = passed(lines, journal.start)
-        going = _Run(bulk, journal, _writer(bulk, journal, info), witness)
-        try:
-            with Shown(bulk.name, total=total, done=going.done) as shown:
-                going.go(client, lines, shown)
-        except (EmbedKeepError, KeyboardInterrupt):
-            if going.done:
-                click.echo(
-                    f"{bulk.name}: stopped after {going.done:,} of {total:,}; the same command "
-                    "goes on from there",
-                    err=True,
-                )
-            raise
+        seconds = go(lines, work, journal, total=total, abandon=client.close)
         _deliver(bulk, journal)
-    seconds = going.seconds + time.monotonic() - started
+    tally = work.tally
     failures = bulk.output.with_name(f"{bulk.output.name}.{FAILURES}")
-    named = f" (named in {failures})" if going.tally.failed else ""
-    return going.tally, (
-        f"{bulk.output}: {going.tally}{named}; {going.tally.saved_device_s:.1f} device-seconds "
-        f"saved, {going.tally.spent_device_s:.1f} spent, in {duration(seconds)}"
+    named = f" (named in {failures})" if tally.failed else ""
+    return tally, (
+        f"{bulk.output}: {tally}{named}; {tally.saved_device_s:.1f} device-seconds saved, "
+        f"{tally.spent_device_s:.1f} spent, in {duration(seconds)}"
     )
 
 
-def passed(items: Iterator[Line], start: Checkpoint) -> Witness:
-    """Pass over what is done already.
+class Embedding:
+    """Work of a long run: embeds batches, writes them, counts."""
 
-    Raises:
-        InvalidConfig: It is not what it was then.
-    """
-    witness = Witness()
-    for _ in range(start.done):
-        if (item := next(items, None)) is None:
-            break
-        witness.add(item.evidence)
-    if start.done and witness.digest != start.digest:
-        raise InvalidConfig(
-            f"has changed since an earlier run: its first {start.done:,} inputs, which are done, "
-            "are not the same any more; --restart begins anew",
-            field="--file",
-        )
-    return witness
-
-
-class _Run:
-    """One run under way."""
-
-    def __init__(self, bulk: Bulk, journal: Journal, writer: Writer, witness: Witness) -> None:
+    def __init__(self, bulk: Bulk, client: Client, info: CacheInfo, journal: Journal) -> None:
         self._bulk = bulk
-        self._journal = journal
-        self._writer = writer
-        self._witness = witness
-        self.done = journal.start.done
+        self._client = client
+        self._failures = journal.file(FAILURES)
+        self._writer = _writer(bulk, journal, info)
+        self.name = bulk.name
         self.tally = _tally(journal.start.state)
-        self.seconds = float(str(journal.start.state.get("seconds", 0.0)))
-        """What earlier runs took."""
 
-    def go(self, client: Client, lines: Iterator[Line], shown: Shown) -> None:
-        """Embed and write the rest."""
-        started = time.monotonic()
-        batches = in_order(
-            lines,
-            partial(_ask, client, self._bulk.how),
-            window=WINDOW,
-            abandon=client.close,
-        )
-        whole = True
-        try:
-            for batch, rows in batches:
-                with uninterrupted():
-                    whole = False
-                    self._take(batch, rows)
-                    whole = True
-                    if self._journal.due:
-                        self._save(time.monotonic() - started)
-                shown.update(self.done, self._note())
-            self._writer.finish()
-        finally:
-            batches.close()
-            if whole and self.done:  # else the last checkpoint stands
-                with uninterrupted():
-                    self._save(time.monotonic() - started)
+    def call(self, batch: list[Line]) -> Rows:
+        """See `Work`."""
+        return ask(self._client, batch, self._bulk.how)
 
-    def _take(self, batch: list[Line], rows: Rows) -> None:
-        self.tally.add(rows, missing_is_fine=self._bulk.missing_is_fine)
-        self._writer.write(rows)
-        failures = self._journal.file(FAILURES)
-        for place, problem in sorted(rows.problems.items()):
-            if self._bulk.missing_is_fine and place in rows.missing:
+    def take(self, batch: list[Line], result: Rows) -> None:
+        """See `Work`."""
+        self.tally.add(result, missing_is_fine=self._bulk.missing_is_fine)
+        self._writer.write(result)
+        for place, problem in sorted(result.problems.items()):
+            if self._bulk.missing_is_fine and place in result.missing:
                 continue
             record = {"line": batch[place].number, "error": problem}
-            failures.write(json.dumps(record).encode() + b"\n")
-        for line in batch:
-            self._witness.add(line.evidence)
-        self.done += len(batch)
+            self._failures.write(json.dumps(record).encode() + b"\n")
 
-    def _save(self, seconds: float) -> None:
+    def finish(self) -> None:
+        """See `Work`."""
+        self._writer.finish()
+
+    @property
+    def state(self) -> dict[str, Json]:
+        """See `Work`."""
         tally = self.tally
-        self._journal.save(
-            done=self.done,
-            digest=self._witness.digest,
-            state={
-                "sources": {**tally.sources},
-                "missing": tally.missing,
-                "dimensions": tally.dimensions,
-                "fingerprint": tally.fingerprint,
-                "saved_device_s": tally.saved_device_s,
-                "spent_device_s": tally.spent_device_s,
-                "seconds": self.seconds + seconds,
-            },
-        )
+        return {
+            "sources": {**tally.sources},
+            "missing": tally.missing,
+            "dimensions": tally.dimensions,
+            "fingerprint": tally.fingerprint,
+            "saved_device_s": tally.saved_device_s,
+            "spent_device_s": tally.spent_device_s,
+        }
 
-    def _note(self) -> str:
+    @property
+    def note(self) -> str:
+        """See `Work`."""
         tally = self.tally
         ratio = tally.hits / max(tally.inputs, 1)
         failed = f", {tally.failed:,} failed" if tally.failed else ""
         return f"{ratio:.1%} hits, {tally.saved_device_s:.1f} device-seconds saved{failed}"
-
-
-def _ask(client: Client, how: EmbedOptions, lines: list[Line]) -> Rows:
-    return ask(client, lines, how)
 
 
 def _tally(state: dict[str, Json]) -> Tally:

@@ -5,13 +5,15 @@ A Parquet file is whole only when its footer is written, so a long run appends A
 its end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from embedkeep.cli import reading
 from embedkeep.cli.asking import Rows
+from embedkeep.cli.pairs import Pair, Pairs
 from embedkeep.cli.reading import Line
 from embedkeep.cli.writing import Writer
 from embedkeep.client import Source
@@ -30,24 +32,22 @@ GROUP_BYTES: Final = 64 << 20
 """Of vectors in a row group: what a reader holds at once."""
 
 
-def opened(file: Path, *, columns: list[str]) -> Any:
+def opened(file: Path, *, columns: list[str], flag: str = "--file") -> Any:
     """A `pyarrow.parquet.ParquetFile` that has *columns*.
 
     Raises:
         InvalidConfig: It cannot be read, is none, or lacks one.
     """
+    reading.opened(file, flag=flag).close()  # its errors are in better words
     try:
         found = pq.ParquetFile(file)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise InvalidConfig(f"{file} cannot be read: {why}", field="--file") from error
     except pa.ArrowException as error:
-        raise InvalidConfig(f"{file} is no Parquet file: {error}", field="--file") from error
+        raise InvalidConfig(f"{file} is no Parquet file: {error}", field=flag) from error
     names = found.schema_arrow.names
     for column in columns:
         if column not in names:
             raise InvalidConfig(
-                f"{file} has no column {column!r}; it has {', '.join(names)}", field="--field"
+                f"{file} has no column {column!r}; it has {', '.join(names)}", field=flag
             )
     return found
 
@@ -55,9 +55,7 @@ def opened(file: Path, *, columns: list[str]) -> Any:
 def from_parquet(file: Path, field: str) -> Iterator[Line]:
     """The text in column *field* of each row."""
     source = opened(file, columns=[field])
-    kind = source.schema_arrow.field(field).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InvalidConfig(f"column {field!r} of {file} is {kind}, not text", field="--field")
+    _expect_text(file, field, source.schema_arrow.field(field).type)
     number = 0
     for batch in source.iter_batches(batch_size=READ_ROWS, columns=[field]):
         for text in batch.column(0).to_pylist():
@@ -71,6 +69,70 @@ def from_parquet(file: Path, field: str) -> Iterator[Line]:
 def count_rows(file: Path) -> int:
     """Rows of a Parquet file."""
     return int(opened(file, columns=[]).metadata.num_rows)
+
+
+def _expect_text(file: Path, column: str, kind: Any) -> None:
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InvalidConfig(f"column {column!r} of {file} is {kind}, not text")
+
+
+class ParquetPairs(Pairs):
+    """A column of texts beside one of vectors: lists, of fixed size or not, of any float.
+
+    Columns `tokens` and `truncated` are read too where they stand there.
+    """
+
+    def __init__(self, file: Path, *, text_field: str, vector_field: str) -> None:
+        self._file, self._text, self._vector = file, text_field, vector_field
+        schema = opened(file, columns=[text_field, vector_field], flag="FILE").schema_arrow
+        _expect_text(file, text_field, schema.field(text_field).type)
+        kind = schema.field(vector_field).type
+        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        if not (any(each(kind) for each in lists) and pa.types.is_floating(kind.value_type)):
+            raise InvalidConfig(
+                f"column {vector_field!r} of {file} is {kind}, not lists of floats",
+                field="--vector-field",
+            )
+        self._more = [
+            name
+            for name, fits in (("tokens", pa.types.is_integer), ("truncated", pa.types.is_boolean))
+            if name in schema.names and fits(schema.field(name).type)
+        ]
+
+    def total(self) -> int:
+        """See `Pairs`."""
+        return count_rows(self._file)
+
+    def read(self, only: Collection[int] | None = None) -> Iterator[Pair]:
+        """See `Pairs`."""
+        columns = [self._text, self._vector, *self._more]
+        source = opened(self._file, columns=columns, flag="FILE")
+        number = 0
+        for batch in source.iter_batches(batch_size=READ_ROWS, columns=columns):
+            first, number = number + 1, number + batch.num_rows
+            places = [at for at in range(batch.num_rows) if only is None or first + at in only]
+            if not places:
+                continue
+            texts, vectors = batch.column(self._text), batch.column(self._vector)
+            more = {name: batch.column(name) for name in self._more}
+            for at in places:
+                yield self._pair(
+                    first + at, texts[at], vectors[at], {name: more[name][at] for name in more}
+                )
+
+    def _pair(self, number: int, text: Any, vector: Any, more: dict[str, Any]) -> Pair:
+        place = f"{self._file} row {number}"
+        if not text.is_valid or not vector.is_valid or vector.values.null_count:
+            return Pair(number=number, place=place, problem="has no text or no vector")
+        tokens = more["tokens"].as_py() if "tokens" in more else None
+        return Pair(
+            number=number,
+            place=place,
+            text=text.as_py(),
+            vector=vector.values.to_numpy(zero_copy_only=False).astype(np.float32),
+            tokens=tokens if tokens is not None and 0 <= tokens < 1 << 32 else 0,
+            truncated="truncated" in more and more["truncated"].as_py() is True,
+        )
 
 
 class ArrowRows(Writer):

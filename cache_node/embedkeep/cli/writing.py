@@ -116,7 +116,7 @@ class Npy(Writer):
 
 
 @contextmanager
-def reporting(output: str) -> Iterator[None]:
+def reporting(output: str, *, flag: str = "--output") -> Iterator[None]:
     """Name *output* where writing fails in the block, whose reading reports its own failures.
 
     Raises:
@@ -129,9 +129,7 @@ def reporting(output: str) -> Iterator[None]:
         raise
     except OSError as error:
         name = "standard output" if output == "-" else output
-        raise InvalidConfig(
-            f"{name} cannot be written: {error.strerror}", field="--output"
-        ) from error
+        raise InvalidConfig(f"{name} cannot be written: {error.strerror}", field=flag) from error
 
 
 @contextmanager
