@@ -80,6 +80,8 @@ class Asking:
     """The first so many."""
     fixed: bool = False
     """All ask for the same few batches again and again, instead of texts drawn anew."""
+    parallel: int = 1
+    """Calls that each caller has in flight over its one connection; above 1 only on asyncio."""
     may_fail: bool = False
     """Count what fails, instead of giving up."""
 
@@ -239,20 +241,27 @@ async def _window(
     seconds: list[float] = []
     failed = 0
     await asyncio.sleep(max(0.0, begin - time.monotonic()))
-    began = now = time.perf_counter()
-    for batch in cycle(batches):
-        start = now
-        try:
-            await _asked(system, batch)
-        except Exception:
-            if not asking.may_fail:
-                raise
-            failed += 1
+    began = time.perf_counter()
+
+    async def one_at_a_time(first: int) -> None:
+        nonlocal failed
         now = time.perf_counter()
-        seconds.append(now - start)
-        if now - began >= asking.seconds:
-            break
-    return Window(seconds, (len(seconds) - failed) * asking.batch / (now - began), failed)
+        for batch in cycle(batches[first:] + batches[:first]):
+            start = now
+            try:
+                await _asked(system, batch)
+            except Exception:
+                if not asking.may_fail:
+                    raise
+                failed += 1
+            now = time.perf_counter()
+            seconds.append(now - start)
+            if now - began >= asking.seconds:
+                return
+
+    await asyncio.gather(*(one_at_a_time(n % number) for n in range(asking.parallel)))
+    took = time.perf_counter() - began
+    return Window(seconds, (len(seconds) - failed) * asking.batch / took, failed)
 
 
 async def _asked(system: System, texts: list[str]) -> object:
