@@ -184,3 +184,24 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         os.close(writer)
 
     assert (found.returncode, found.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Missing option '--config', or a command: export."),
+        (
+            ("--config", "c.json", "export", "m", "--output", "o"),
+            "--config does not go with export",
+        ),
+        (("export", "m"), "Missing option '--output'"),
+        (("export", "m", "--output", "o", "--quantize", "int4"), "'int4' is not 'int8'"),
+    ],
+)
+def test_an_embedder_runs_by_a_config_or_exports_a_model(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run("embedder", *arguments, capsys=capsys)
+
+    assert code == 2
+    assert said in err

@@ -1,25 +1,34 @@
-"""`embedkeep node` and `embedkeep embedder`: the processes that `embedkeep up` starts."""
+"""`embedkeep node` and `embedkeep embedder`: the processes that `embedkeep up` starts.
 
+Beside the second, `embedkeep embedder export`, which prepares a model for it.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
-from embedkeep.config import EmbedderConfig, NodeConfig, load
+from embedkeep.config import EmbedderConfig, NodeConfig, Quantization, load
 
-_CONFIG = click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="JSON file with what the process is told, as `embedkeep up` writes it.",
-)
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def _config(*, required: bool) -> Callable[[Command], Command]:
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        required=required,
+        metavar="FILE",
+        help="JSON file with what the process is told, as `embedkeep up` writes it.",
+    )
 
 
 @click.command(
     epilog="\b\nExample:\n  embedkeep node --config ~/.local/state/embedkeep/quickstart/node.json"
 )
-@_CONFIG
+@_config(required=True)
 def node(file: Path) -> None:
     """Run one cache node until SIGTERM or Ctrl-C.
 
@@ -31,16 +40,70 @@ def node(file: Path) -> None:
     main(load(NodeConfig, file))
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     epilog="\b\nExample:\n"
-    "  embedkeep embedder --config ~/.local/state/embedkeep/quickstart/embedder.json"
+    "  embedkeep embedder --config ~/.local/state/embedkeep/quickstart/embedder.json\n"
+    "  embedkeep embedder export sentence-transformers/all-MiniLM-L6-v2 --output ./minilm",
 )
-@_CONFIG
-def embedder(file: Path) -> None:
-    """Run one embedder until SIGTERM or Ctrl-C.
+@_config(required=False)
+@click.pass_context
+def embedder(context: click.Context, file: Path | None) -> None:
+    """Run one embedder until SIGTERM or Ctrl-C, or prepare a model for one.
 
     It loads the model, says it is ready when it is warm, and computes vectors for nodes.
     """
+    if context.invoked_subcommand is not None:
+        if file is not None:
+            raise click.UsageError(f"--config does not go with {context.invoked_subcommand}.")
+        return
+    if file is None:
+        raise click.UsageError("Missing option '--config', or a command: export.")
     from embedkeep.embedder.main import main  # noqa: PLC0415  # --help needs none of it
 
     main(load(EmbedderConfig, file))
+
+
+@embedder.command(
+    epilog="\b\nExamples:\n"
+    "  embedkeep embedder export sentence-transformers/all-MiniLM-L6-v2 --output ./minilm\n"
+    "  embedkeep embedder export ./my-model --output ./my-model-int8 --quantize int8"
+)
+@click.argument("model")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder to make. It appears once it was loaded and compared, or not at all.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice([Quantization.INT8.lower()]),
+    help="With integers for this kind of CPU. Mostly it is better to export without, and to set"
+    " spec.embedder.managed.quantization: each embedder then makes its own.",
+)
+def export(model: str, output: Path, quantize: str | None) -> None:
+    """Write a sentence-transformers MODEL as ONNX, for embedders without torch.
+
+    MODEL is a folder, an installed package, or a name on the Hugging Face hub. BERT, RoBERTa,
+    XLM-R, MPNet and DistilBERT need no torch; other models are exported by it, which
+    embedkeep[embedder] brings. Where torch is installed the result is compared with it.
+    """
+    from embedkeep.embedder import export as exporting  # noqa: PLC0415  # as above
+
+    done = exporting.export(
+        model,
+        output,
+        quantization=Quantization.INT8 if quantize else Quantization.NONE,
+        say=lambda step: click.echo(f"{step} ...", err=True),
+    )
+    click.echo(f"{done.place}: written by {done.written_by}")
+    click.echo(
+        f"cosine to torch, at worst: {done.to_torch:.7f}"
+        if done.to_torch is not None
+        else "not compared with torch, which is not installed"
+    )
+    if done.to_float32 is not None:
+        click.echo(f"cosine of int8 to float32, at worst: {done.to_float32:.7f}")
+    click.echo(f"use it: spec.model.source.path: {done.place.absolute()}")

@@ -147,26 +147,35 @@ def build(config: Transformer, weights: Mapping[str, F32]) -> onnx.ModelProto:
         raise InvalidConfig(f"the weights lack {error}", field=FIELD) from error
 
 
-def _check(folder: Folder) -> None:
+def unlike(folder: Folder) -> str | None:
+    """Why the model is not written here, and what is; None: it is."""
     config = folder.config
     if config.model_type not in _FAMILIES:
+        return (
+            f"a model_type {config.model_type!r} is not converted here; works: "
+            f"{', '.join(_FAMILIES)}"
+        )
+    plain = (config.position_embedding_type or "absolute") == "absolute" and not config.is_decoder
+    activation = config.activation if config.dim else config.hidden_act
+    if not plain or activation not in _ACTIVATIONS:
+        return (
+            f"position_embedding_type {config.position_embedding_type!r}, "
+            f"is_decoder {config.is_decoder}, hidden_act {activation!r} is not converted here; "
+            f"works: absolute, False, {', '.join(_ACTIVATIONS)}"
+        )
+    return None
+
+
+def _check(folder: Folder) -> None:
+    if (why := unlike(folder)) is not None:
         raise InvalidConfig(
-            f"{folder.root} has no onnx/model.onnx, and a model_type {config.model_type!r} is not "
-            f"converted here; works: {', '.join(_FAMILIES)}; or backend: torch",
+            f"{folder.root} has no onnx/model.onnx, and {why}; or write one with "
+            "`embedkeep embedder export`; or backend: torch",
             field=FIELD,
         )
     if not folder.safetensors:
         raise InvalidConfig(
             f"{folder.root} has neither model.safetensors nor onnx/model.onnx", field=FIELD
-        )
-    plain = (config.position_embedding_type or "absolute") == "absolute" and not config.is_decoder
-    activation = config.activation if config.dim else config.hidden_act
-    if not plain or activation not in _ACTIVATIONS:
-        raise InvalidConfig(
-            f"{folder.root}: position_embedding_type {config.position_embedding_type!r}, "
-            f"is_decoder {config.is_decoder}, hidden_act {activation!r} is not converted here; "
-            f"works: absolute, False, {', '.join(_ACTIVATIONS)}; or backend: torch",
-            field=FIELD,
         )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 import onnx
+from google.protobuf.message import DecodeError
 
+from embedkeep.embedder.folder import FIELD
 from embedkeep.errors import InvalidConfig
 
 NAME: Final = "model.onnx"
@@ -51,6 +53,18 @@ def kept(work_dir: Path, digest: str, make: Callable[[], onnx.ModelProto]) -> Pa
             field="work_dir",
         ) from error
     return file
+
+
+def load(file: Path) -> onnx.ModelProto:
+    """The model in *file*, its weights with it.
+
+    Raises:
+        InvalidConfig: It cannot be read.
+    """
+    try:
+        return onnx.load(file)
+    except (OSError, DecodeError, ValueError) as error:
+        raise InvalidConfig(f"{file} cannot be read: {error}", field=FIELD) from error
 
 
 def save(model: onnx.ModelProto, file: Path) -> None:

@@ -18,13 +18,12 @@ from typing import Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from embedkeep.embedder.fingerprint import content
 from embedkeep.embedder.folder import FIELD
-from embedkeep.embedder.onnx_files import kept
+from embedkeep.embedder.onnx_files import kept, load
 from embedkeep.errors import InvalidConfig
 
 F32 = NDArray[np.float32]
@@ -57,26 +56,23 @@ def as_int8(file: Path, work_dir: Path, *, made_of: Iterable[Path], bits: int) -
     digest = hashlib.blake2b(f"int8 {QUANTIZER} {bits}".encode(), digest_size=16)
     for part in made_of:
         digest.update(content(part))
-    return kept(work_dir, digest.hexdigest(), lambda: quantized(_load(file), bits=bits))
+    return kept(work_dir, digest.hexdigest(), lambda: quantized(load(file), bits=bits))
 
 
 def quantized(model: onnx.ModelProto, *, bits: int) -> onnx.ModelProto:
     """*model* with its matrices as integers; *model* itself is used up.
 
+    One that was quantized here before stays as it is.
+
     Raises:
         InvalidConfig: It has no product with constant weights.
     """
+    if any(known.key == BITS_KEY for known in model.metadata_props):
+        return model
     rewriting = _Rewriting(model, most=2 ** (bits - 1) - 1)
     rewriting.run()
     helper.set_model_props(model, {BITS_KEY: str(bits)})
     return model
-
-
-def _load(file: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(file)
-    except (OSError, DecodeError, ValueError) as error:
-        raise InvalidConfig(f"{file} cannot be read: {error}", field=FIELD) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from embedkeep.embedder.folder import FIELD, Folder
 from embedkeep.embedder.onnx_bert import converted
 from embedkeep.embedder.onnx_files import cache_folder, parts
 from embedkeep.embedder.pooling import tail
-from embedkeep.embedder.quantize import QUANTIZER, as_int8
+from embedkeep.embedder.quantize import BITS_KEY, QUANTIZER, as_int8
 from embedkeep.embedder.tokens import Tokenize
 from embedkeep.errors import InvalidConfig
 
@@ -58,8 +58,9 @@ class OnnxBackend:
         _check(config)
         self._tokenize = Tokenize(folder)
         self._tail = tail(folder)
-        file, weights, int8 = _model(config, folder)
+        file, weights = _model(config, folder)
         self._session = _session(str(file), config.threads or _cores())
+        int8 = _int8(self._session, str(file))
         self._inputs = {wanted.name for wanted in self._session.get_inputs()}
         self._output = _token_output(self._session, str(file))
         probe = self._run([[0, 1]])[0]
@@ -78,7 +79,7 @@ class OnnxBackend:
             backend=BackendName.ONNX,
             device="cpu",
             dtype=Dtype.FLOAT32,
-            quantization=config.quantization,
+            quantization=Quantization.INT8 if int8 else Quantization.NONE,
         )
         self.grouping = self._try_groupings()
         if self.grouping is not Grouping.PADDED:
@@ -142,20 +143,33 @@ def _check(config: EmbedderConfig) -> None:
         )
 
 
-def _model(config: EmbedderConfig, folder: Folder) -> tuple[Path, list[Path], tuple[str, ...]]:
-    """The file to run, the files that decide its weights, and what else decides an int8 model."""
+def _model(config: EmbedderConfig, folder: Folder) -> tuple[Path, list[Path]]:
+    """The file to run, and the files that decide its weights."""
     work_dir = config.work_dir or cache_folder()
     ready = folder.ready_onnx
     weights = parts(ready) if ready else [*folder.safetensors]
     file = ready or converted(folder, work_dir)
-    if config.quantization is Quantization.NONE:
-        return file, weights, ()
-    # A ready file that is quantized already, as some hub models have one beside it, is not looked
-    # for: each maker rounds in another way, and this one keeps a text's bits in any batch.
+    if config.quantization is Quantization.INT8:
+        # Quantized files that hub models bring beside it are not looked for: each maker rounds in
+        # another way, and this one keeps a text's bits in any batch.
+        bits = cpu.weight_bits(cpu.features())
+        file = as_int8(file, work_dir, made_of=parts(file), bits=bits)
+    return file, weights
+
+
+def _int8(session: onnxruntime.InferenceSession, file: str) -> tuple[str, ...]:
+    """What decides the bits of a model that was quantized here; empty: it was not."""
+    bits = session.get_modelmeta().custom_metadata_map.get(BITS_KEY)
+    if bits is None:
+        return ()
     found = cpu.features()
-    bits = cpu.weight_bits(found)
-    file = as_int8(file, work_dir, made_of=parts(file), bits=bits)
-    return file, weights, (str(QUANTIZER), str(bits), *found)
+    if int(bits) > (most := cpu.weight_bits(found)):
+        raise InvalidConfig(
+            f"{file} has weights of {bits} bits, whose products this CPU ({' '.join(found)}) cuts "
+            f"off; it takes {most}: export the model in float32, and set quantization here",
+            field=FIELD,
+        )
+    return (str(QUANTIZER), bits, *found)
 
 
 def _session(file: str, threads: int) -> onnxruntime.InferenceSession:

@@ -27,6 +27,7 @@ from embedkeep.errors import InvalidConfig
 try:
     import torch
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
 except ImportError as error:
     raise InvalidConfig(
         f"torch needs embedkeep[embedder] installed ({error}); onnx does without",
@@ -141,6 +142,7 @@ def _device(asked: str | None) -> str:
 
 def _load(folder: Folder, device: str) -> list[torch.nn.Module]:
     """The model's modules, in order, in float32, without dropout."""
+    disable_progress_bar()  # logs go to files
     try:
         model = SentenceTransformer(str(folder.root), device=device, local_files_only=True)
     except Exception as error:  # the library's errors share no narrower base
