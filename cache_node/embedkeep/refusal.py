@@ -5,7 +5,7 @@ failure of the server. `Decoding` decodes in the service's stead, so that the ca
 INVALID_ARGUMENT. Used by our servers.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Never
 
 import grpc
@@ -22,8 +22,6 @@ from embedkeep.errors import (
 
 Context = grpc.aio.ServicerContext[Message, Message]
 """Of any call."""
-
-OWN_SERVICES: Final = "/embedkeep."
 
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 
@@ -64,30 +62,35 @@ def _tolerant(decode: Decode) -> Callable[[bytes], Message | _Malformed]:
     return attempt
 
 
-class Decoding(grpc.aio.ServerInterceptor):
-    """Decodes requests of our services; what cannot be decoded is refused as the caller's fault.
+class Decoding:
+    """Stands for a server while services are added to it, and has them decode in this way.
 
-    A stream ends at such a message: what was asked before it is answered first.
+    What cannot be decoded is refused as the caller's fault. A stream ends at such a message: what
+    was asked before it is answered first. Not an interceptor: gRPC asks those for each call.
     """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Wrap the handler of one call."""
-        handler = await continuation(handler_call_details)
-        # None: no such method; gRPC says so itself.
-        if handler is None or not handler_call_details.method.startswith(OWN_SERVICES):
-            return handler
-        decode = _tolerant(handler.request_deserializer)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary), decode, handler.response_serializer
-            )
-        return grpc.stream_stream_rpc_method_handler(
-            _stream(handler.stream_stream), decode, handler.response_serializer
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Nothing: what is registered by method goes first."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
+        """Add a service's methods."""
+        self._server.add_registered_method_handlers(
+            service, {name: _decoding(handler) for name, handler in handlers.items()}
         )
+
+
+def _decoding(handler: Handler) -> Handler:
+    decode = _tolerant(handler.request_deserializer)
+    if handler.unary_unary:
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(handler.unary_unary), decode, handler.response_serializer
+        )
+    return grpc.stream_stream_rpc_method_handler(
+        _stream(handler.stream_stream), decode, handler.response_serializer
+    )
 
 
 def _unary(serve: Callable[[Message, Context], Awaitable[Message]]) -> Any:

@@ -89,18 +89,19 @@ class Arena:
         if self._ttl_s is not None:
             self._expire(keys, slots, now_s - self._ttl_s)
         held = slots != MISSING
-        self._notes.hit(slots if held.all() else slots[held])
+        self._notes.hit(slots if np.count_nonzero(held) == len(slots) else slots[held])
         return slots
 
     def read(self, slots: Slots) -> Hits:
         """A copy of what lies in *slots*."""
-        flags = self._flags[slots]
+        # take() and not an index: half the time, for one as for many.
+        flags = self._flags.take(slots)
         return Hits(
-            vectors=self._vectors[slots],
-            tokens=self._tokens[slots].tolist(),
-            truncated=np.flatnonzero(flags & FLAG_TRUNCATED).tolist(),
-            imported=np.flatnonzero(flags & FLAG_IMPORTED).tolist(),
-            device_ns=int(self._device_ns[slots].sum()),
+            vectors=self._vectors.take(slots, axis=0),
+            tokens=self._tokens.take(slots).tolist(),
+            truncated=_marked(flags, FLAG_TRUNCATED),
+            imported=_marked(flags, FLAG_IMPORTED),
+            device_ns=sum(self._device_ns.take(slots).tolist()),
         )
 
     def put(self, key: Key, entry: Entry, tenant: bytes) -> None:
@@ -148,3 +149,8 @@ class Arena:
         loser = tenant_to_evict(used, self._shares, newcomer=newcomer)
         self._keys.remove(self._keys.key(self._policies[loser].victim()))
         self.evictions += 1
+
+
+def _marked(flags: NDArray[np.uint8], flag: int) -> list[int]:
+    """Positions with *flag*; most entries have none at all."""
+    return np.flatnonzero(flags & flag).tolist() if np.count_nonzero(flags) else []

@@ -248,22 +248,23 @@ class Cache:
     def _look_up(self, asked: _Asked, answer: Answer, arena: Arena) -> Missing:
         """Answer what L1 holds; the rest is missing. Does not wait."""
         request = asked.request
-        make = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt).key
+        keyspace = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt)
         texts, most = request.texts, self._limits.max_input_bytes
         for index, text in enumerate(texts):
             if error := check(text, most):
                 answer.fail(index, error)
         indices = [index for index in range(len(texts)) if index not in answer.errors]
-        keys = [make(texts[index]) for index in indices]
+        keys = keyspace.keys(texts[index] for index in indices)
         if request.fresh:
             slots = np.full(len(keys), MISSING, np.int32)
         else:
             slots = arena.find(keys, now_s=self._clock_ms() // 1000)
         found = slots != MISSING
-        if found.all():
+        hits = np.count_nonzero(found)
+        if hits == len(keys):
             answer.take_hits(indices, arena.read(slots))
             return {}
-        if found.any():
+        if hits:
             taken = np.flatnonzero(found).tolist()
             answer.take_hits([indices[at] for at in taken], arena.read(slots[found]))
         missing: Missing = {}

@@ -79,7 +79,8 @@ class KeyTable:
         alike = window >> _SHIFT == words[:, None]
         cells = window[np.arange(len(keys)), alike.argmax(axis=1)]
         slots: Slots = (cells & _LOW_WORD).astype(np.int32) - np.int32(1)  # an empty cell is 0
-        found = (self._rows[slots] == wanted).all(axis=1) & (slots != MISSING)
+        lies_there = self._rows.take(slots, axis=0, mode="wrap")
+        found = (lies_there == wanted).all(axis=1) & (slots != MISSING)
         if not found.all():
             slots[~found] = MISSING
             # A window without an empty cell may not be the end; a word may be another key's too.

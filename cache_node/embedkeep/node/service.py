@@ -1,7 +1,7 @@
 """The wire: embedkeep.v1.EmbeddingCache in terms of `cache`, and errors in terms of gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from importlib.metadata import version
 from typing import Final
 
@@ -89,8 +89,10 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.EmbedResponse:
         """See the .proto file."""
         try:
-            with self._calls.entered(context.invocation_metadata() or ()):
-                return await self._embed(request, context, context.time_remaining())
+            metadata = context.invocation_metadata() or ()
+            with self._calls.entered(metadata) as tenant:
+                asked = self._parse(request, trace=_traceparent(metadata))
+                return await self._embed(asked, tenant, context.time_remaining())
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -170,10 +172,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         return tiers
 
     async def _embed(
-        self, request: cache_pb2.EmbedRequest, context: Context, timeout_s: float | None
+        self, asked: Request, tenant: Partition, timeout_s: float | None
     ) -> cache_pb2.EmbedResponse:
-        tenant = self._calls.caller(context.invocation_metadata() or ())
-        asked = self._parse(request, trace=_traceparent(context))
         answer = await self._calls.answer(asked, tenant, timeout_s=self._calls.timeout_s(timeout_s))
         return render(answer, asked.view)
 
@@ -204,7 +204,11 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.EmbedStreamResponse:
         timeout_s = message.timeout_ms / 1000 if message.timeout_ms else None
         try:
-            response = await self._embed(message.request, context, timeout_s)
+            # Each time: a key may be withdrawn while its stream lasts.
+            metadata = context.invocation_metadata() or ()
+            tenant = self._calls.caller(metadata)
+            asked = self._parse(message.request, trace=_traceparent(metadata))
+            response = await self._embed(asked, tenant, timeout_s)
         except EmbedKeepError as error:
             after_s = error.retry_after_s if isinstance(error, Retryable) else None
             return cache_pb2.EmbedStreamResponse(
@@ -289,8 +293,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         )
 
 
-def _traceparent(context: Context) -> str | None:
-    for name, value in context.invocation_metadata() or ():
+def _traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    for name, value in metadata:
         if name == TRACE:
             return traceparent(value)
     return None
