@@ -216,11 +216,12 @@ async def test_an_answer_that_does_not_fit_is_not_taken_and_the_next_one_is(
     fake = FakeUpstream()
     async with asking(fake) as served:
         fake.next = [answer]
-        error = await failure(served.embed("a", "b"))
+        refused_ = await served.embed("a", "b")
         after = await served.embed("a", "b")
 
-    assert reason(error) == "InvalidResponse"
-    assert "does not fit" in (error.details() or "")
+    assert errors(refused_) == {0: "InvalidResponse", 1: "InvalidResponse"}
+    assert "does not fit" in refused_.errors[0].message
+    assert np.isnan(vectors(refused_)).all()
     assert vectors(after).tobytes() == expected("a", "b").tobytes()
     assert len(fake.asked) == 2, "nonsense is paid for: it is not asked for again by itself"
 
@@ -293,21 +294,25 @@ async def test_equal_texts_that_wait_at_the_same_time_are_asked_for_once() -> No
 async def test_a_caller_who_leaves_takes_its_texts_along_but_not_a_request_under_way() -> None:
     fake = FakeUpstream()
     async with asking(fake, max_concurrent_requests=1) as served:
-        gate = asyncio.Event()
-        fake.next = [at(gate)]
+        gates = [asyncio.Event(), asyncio.Event()]
+        fake.next = [at(gate) for gate in gates]
+        first = served.embed("first")
+        await fake.until_asked(1)
         leaves, stays = served.embed("shared", "x"), served.embed("shared", "y")
-        await served.until("embedkeep_upstream_in_flight", 1)
-        await served.until("embedkeep_embed_queue_inputs", 2, purpose="demand")
+        await served.until("embedkeep_embed_queue_inputs", 4, purpose="demand")
+        gates[0].set()
+        await fake.until_asked(2)
         queued = served.embed("queued")
-        await served.until("embedkeep_embed_queue_inputs", 3, purpose="demand")
+        await served.until("embedkeep_embed_queue_inputs", 1, purpose="demand")
         leaves.cancel()
         queued.cancel()
-        await served.until("embedkeep_embed_queue_inputs", 2, purpose="demand")
-        gate.set()
+        await served.until("embedkeep_embed_queue_inputs", 0, purpose="demand")
+        gates[1].set()
         answer = await stays
+        await first
 
     assert vectors(answer).tobytes() == expected("shared", "y").tobytes()
-    assert "queued" not in [text for asked in fake.asked for text in asked]
+    assert [sorted(asked) for asked in fake.asked] == [["first"], ["shared", "x", "y"]]
 
 
 async def test_a_flood_is_refused_at_once_and_the_queue_stays_bounded() -> None:

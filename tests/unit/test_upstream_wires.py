@@ -117,7 +117,7 @@ def test_tei_says_its_own_terms() -> None:
     assert (terms.max_inputs, terms.max_tokens, terms.max_input_tokens) == (64, None, 512)
     assert dict(terms.identity) == {
         "model": "BAAI/bge", "sha": "abc", "dtype": "float16", "length": "512",
-        "type": '{"embedding": {"pooling": "cls"}}',
+        "type": '{"embedding": {"pooling": "cls"}}', "fingerprint": "",
     }  # fmt: skip
 
 

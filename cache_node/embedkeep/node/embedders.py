@@ -304,6 +304,8 @@ def _ours(error: grpc.aio.AioRpcError) -> EmbedKeepError:
     """A failed call to the embedder, as one of our errors."""
     message = error.details() or error.code().name
     known = from_call(error.code(), dict(error.trailing_metadata() or ()), message)
+    if isinstance(known, EmbedderUnavailable):
+        return known  # one that answers, and says what it lacks
     gone = (
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -30,6 +30,7 @@ from embedkeep.errors import (
     EmbedKeepError,
     InvalidInput,
     InvalidResponse,
+    Retryable,
 )
 from embedkeep.records import Vector
 from embedkeep.v1.embedder_pb2 import Purpose
@@ -176,7 +177,6 @@ class Calls:
             Overloaded: The queue is full, or the upstream asked for a pause beyond the caller's
                 patience.
             EmbedderUnavailable: The upstream cannot be used now; says why.
-            InvalidResponse: It answers nonsense.
         """
         lane, name, count = LANES[purpose], PURPOSES[purpose], len(texts)
         self._check_open(lane, time_s)
@@ -400,15 +400,13 @@ def _deliver(place: _Place, vector: Vector, tokens: int) -> None:
 
 
 def _raised_if_nothing_came(answer: Computed) -> Computed:
-    """The answer, or the error that all rows share and none is at fault for.
+    """The answer, or the error of all its rows that may pass by itself.
 
     Raised, it keeps when a retry has a chance; a row's error cannot say it.
     """
-    errors = list(answer.errors.values())
-    if len(errors) == len(answer.token_counts) and not any(
-        isinstance(error, InvalidInput) for error in errors
-    ):
-        raise errors[0]
+    first = answer.errors.get(0)
+    if isinstance(first, Retryable) and len(answer.errors) == len(answer.token_counts):
+        raise first
     return answer
 
 

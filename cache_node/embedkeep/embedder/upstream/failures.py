@@ -245,6 +245,8 @@ def refusal(failure: Failure | None, names: Names, *, retry_after_s: float) -> E
             message = f"the upstream has no model {names.model} at {names.url} ({said})"
         case Kind.NONSENSE:
             return InvalidResponse(f"the upstream's answer does not fit: {said}")
+        case Kind.REJECTED | Kind.TOO_MANY | Kind.TOO_LONG:
+            message = f"the upstream at {names.url} refuses a request ({said})"
         case _:
             message = f"the upstream at {names.url} fails: {said}"
     return EmbedderUnavailable(message, retry_after_s=retry_after_s)

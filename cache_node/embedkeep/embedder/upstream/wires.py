@@ -216,6 +216,8 @@ class Tei:
                 ("dtype", str(info.get("model_dtype") or "")),
                 ("type", json.dumps(kind, sort_keys=True)),
                 ("length", str(length)),
+                # A cache of ours that stands there says more than TEI does.
+                ("fingerprint", str(info.get("fingerprint") or "")),
             ),
         )
 
