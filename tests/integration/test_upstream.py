@@ -3,18 +3,24 @@
 import asyncio
 import base64
 import json
+import time
 
 import numpy as np
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from embedkeep.config import Batching
+from embedkeep.config import Batching, Upstream
 from embedkeep.embedder import canaries
+from embedkeep.embedder.upstream.failures import Kind
+from embedkeep.embedder.upstream.http import Http
+from embedkeep.embedder.upstream.key import key_of
+from embedkeep.embedder.upstream.looking import Look
+from embedkeep.embedder.upstream.metrics import UpstreamMetrics
 from embedkeep.errors import EmbedderUnavailable
 from embedkeep.v1 import embedder_pb2 as pb
-from support.asking import asking, at, errors, expected, failure, reason, retry_s, vectors
-from support.upstream import KEY, FakeUpstream, refused, refusing, tokens_of, vector_of
+from support.asking import MODEL, asking, at, errors, expected, failure, reason, retry_s, vectors
+from support.upstream import KEY, FakeUpstream, refused, refusing, serve, tokens_of, vector_of
 
 
 @pytest.mark.parametrize("protocol", ["openai", "tei"])
@@ -249,6 +255,63 @@ async def test_a_connection_that_is_cut_or_hangs_is_made_again() -> None:
 
     assert vectors(answer).tobytes() == expected("a").tobytes()
     assert served.metric("embedkeep_upstream_requests_total", outcome="failed") == 2
+
+
+async def test_a_limit_that_the_upstream_did_not_tell_is_found_and_the_books_stay_right() -> None:
+    async def at_most_four(texts: list[str]) -> web.Response | None:
+        return refused(400, "batch size must be at most 4", None) if len(texts) > 4 else None
+
+    fake = FakeUpstream(always=at_most_four)
+    texts = [f"t{n}" for n in range(20)]
+    async with asking(fake) as served:
+        answer = await served.embed(*texts)
+        learned = len(fake.asked)
+        again = await served.embed(*(f"more {text}" for text in texts))
+
+    assert vectors(answer).tobytes() == expected(*texts).tobytes()
+    assert not errors(again)
+    assert max(map(len, fake.asked[learned:])) <= 4
+    assert served.metric("embedkeep_embed_queue_inputs", purpose="demand") == 0
+    assert served.metric("embedkeep_embed_inputs_total", purpose="demand") == 40
+
+
+async def test_requests_that_wait_for_the_same_look_share_what_comes_of_it() -> None:
+    fake = FakeUpstream(protocol="tei")
+    async with serve(fake):
+        upstream = Upstream.model_validate({"url": fake.url, "protocol": "tei", "timeout_s": 0.3})
+        metrics = UpstreamMetrics(price_per_million_tokens=None)
+        async with Http(upstream, key_of(upstream)) as http:
+            look = Look(http, upstream, MODEL, metrics=metrics, clock=time.monotonic)
+            await look.first()
+            look.distrust()
+            fake.info_gate.clear()
+            before = fake.infos
+            found = await asyncio.gather(*(look.look() for _ in range(8)))
+            asked = fake.infos - before
+            fake.info_gate.set()
+            after = await look.look()
+
+    assert asked == 1, "not one after another"
+    assert {failure and failure.kind for failure in found} == {Kind.FAILED}
+    assert after is None
+
+
+async def test_a_canary_that_is_refused_blames_nobodys_text() -> None:
+    fake = FakeUpstream()
+    async with asking(fake) as served:
+        fake.next = [refused(500, "a restart", None), refused(400, "no", None)]
+        answer = await served.embed("a", "b")
+
+    assert list(map(len, fake.asked)) == [2, 4, 4, 2], "looked at again, and not halved"
+    assert not errors(answer)
+
+
+async def test_canaries_keep_the_limit_that_is_given() -> None:
+    async with asking(FakeUpstream(), max_batch_inputs=3) as served:
+        answer = await served.embed("a")
+
+    assert served.fake.most_inputs == 3
+    assert not errors(answer)
 
 
 async def test_people_are_served_before_bulk_and_bulk_leaves_them_a_request() -> None:

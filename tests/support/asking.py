@@ -1,7 +1,7 @@
 """The embedder's service around an upstream that a test controls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -49,8 +49,15 @@ class Served:
 
     async def until(self, name: str, value: float, **labels: str) -> None:
         """Wait for a metric to have *value*."""
+        await self._until(lambda: self.metric(name, **labels) == value)
+
+    async def until_at_least(self, name: str, value: float, **labels: str) -> None:
+        """Wait for a counter to have reached *value*."""
+        await self._until(lambda: self.metric(name, **labels) >= value)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(WAIT_S):
-            while self.metric(name, **labels) != value:  # noqa: ASYNC110  # as said below
+            while not holds():  # noqa: ASYNC110  # as said below
                 await asyncio.sleep(0.001)  # a metric has no event
 
 

@@ -49,11 +49,20 @@ class FakeUpstream:
     next: list[Misbehave | web.Response] = field(default_factory=list)
     """What becomes of the next requests, first one first; then `always`."""
     always: Misbehave | None = None
+    info_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """/info waits for it; open unless a test shuts it."""
     port: int = 0
+    infos: int = 0
+    """Looks at /info."""
+    most_inputs: int = 0
+    """Of any request, from the very first."""
     in_flight: int = 0
     most_in_flight: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by each request."""
+
+    def __post_init__(self) -> None:
+        self.info_gate.set()
 
     @property
     def url(self) -> str:
@@ -76,6 +85,7 @@ class FakeUpstream:
         body = json.loads(await request.read())
         texts = body["input" if self.protocol == "openai" else "inputs"]
         self.asked.append(texts)
+        self.most_inputs = max(self.most_inputs, len(texts))
         self.bodies.append(body)
         self.authorizations.append(request.headers.get("authorization"))
         self.arrived.set()
@@ -124,6 +134,8 @@ class FakeUpstream:
         return web.json_response({"object": "list", "data": data, "model": "fake", "usage": usage})
 
     async def info(self, _: web.Request) -> web.Response:
+        self.infos += 1
+        await self.info_gate.wait()
         return web.json_response(
             {
                 "model_id": "acme/fake",

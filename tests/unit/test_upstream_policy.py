@@ -14,6 +14,7 @@ from embedkeep.embedder.lanes import Lane
 from embedkeep.embedder.schedule import Item, Schedule
 from embedkeep.embedder.upstream.failures import Failure, Kind
 from embedkeep.embedder.upstream.policy import (
+    GROW_AFTER,
     MOST_TRIES,
     SEARCH_REQUESTS,
     Part,
@@ -80,6 +81,9 @@ class World:
         if part is not None:
             self.sent.append(texts_of(part))
             self.most_in_flight = max(self.most_in_flight, self.policy.in_flight)
+        else:
+            wait_s = self.policy.wait_s(self.now_s)
+            assert wait_s is None or wait_s > 0, "whoever waits so long waits in a busy loop"
         return part
 
     def answer(self, part: Part[Wish], outcome: Answer | Failure | None = None) -> None:
@@ -212,12 +216,43 @@ def test_a_limit_that_nobody_told_is_learned(limit: int, kind: Kind) -> None:
     world.run(lambda sent: failed(kind) if len(sent) > limit else None)
     before = len(world.sent)
 
-    world.offer(*(f"more {text}" for text in texts))
+    world.offer(*(f"more {text}" for text in texts[:20]))
     world.run(lambda sent: failed(kind) if len(sent) > limit else None)
 
     assert all(why is None for why, _ in world.settled.values())
     assert max(map(len, world.sent[before:])) <= limit, "no request of that size is made again"
     assert sum(len(sent) > limit for sent in world.sent) <= math.log2(64)
+
+
+def test_a_limit_that_was_none_is_forgotten_after_a_while() -> None:
+    """Words that sound like a limit may be a quoted text's."""
+    world = World(max_inputs=8)
+    world.offer(*(f"t{n}" for n in range(8)))
+    first = world.send()
+    assert first is not None
+    world.answer(first, failed(Kind.TOO_MANY))
+    for n in range(4 * GROW_AFTER):
+        world.offer(f"more {n}")
+    world.run(lambda _: None)
+    before = len(world.sent)
+
+    world.offer(*(f"last {n}" for n in range(8)))
+    world.run(lambda _: None)
+
+    assert [len(sent) for sent in world.sent[before:]] == [8]
+
+
+def test_a_part_that_may_not_go_yet_is_waited_for_without_haste() -> None:
+    world = World(concurrent=2, max_inputs=1)
+    world.offer("bulk 1", "bulk 2", lane=Lane.BULK)
+    first = world.send()
+    assert first is not None
+    world.answer(first, failed(Kind.FAILED))
+    assert world.send() is not None
+    world.now_s = 60.0
+
+    assert world.send() is None, "the last request is kept for people"
+    assert world.policy.wait_s(world.now_s) is None
 
 
 def test_work_that_can_wait_leaves_a_request_for_people() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from embedkeep.config import Protocol, Upstream
 from embedkeep.embedder.upstream.failures import Failure, Kind
+from embedkeep.embedder.upstream.http import base_url, below
 from embedkeep.embedder.upstream.wires import Answer, Misfit, OpenAI, Tei, read, wire
 
 OPENAI = OpenAI(model="m", dimensions=None)
@@ -159,3 +160,20 @@ def test_the_name_that_is_sent_and_dimensions_are_openais_identity() -> None:
     assert wire(
         Upstream(url="http://h", protocol=Protocol.TEI), model="m"
     ).info_path == "/info"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("protocol", "url", "asked"),
+    [
+        ("openai", "https://api.example.com", "https://api.example.com/v1/embeddings"),
+        ("openai", "https://api.example.com/", "https://api.example.com/v1/embeddings"),
+        ("openai", "https://api.example.com/v1/", "https://api.example.com/v1/embeddings"),
+        ("openai", "http://h:8000/openai?v=1", "http://h:8000/openai/embeddings?v=1"),
+        ("tei", "http://h:8080", "http://h:8080/embed"),
+        ("tei", "http://h/models/bge", "http://h/models/bge/embed"),
+    ],
+)
+def test_a_base_url_is_completed_as_clients_do(protocol: str, url: str, asked: str) -> None:
+    given = Upstream.model_validate({"url": url, "protocol": protocol})
+
+    assert str(below(base_url(given), wire(given, model="m").path)) == asked

@@ -276,7 +276,7 @@ class Calls:
 
     def _started(self, part: Part[_Place]) -> None:
         self._sent.add(part)
-        if part.tries or part.search is not None:
+        if part.again:
             self._metrics.retries.inc()
             return
         self._metrics.batch_inputs.observe(len(part.rows))
@@ -286,18 +286,15 @@ class Calls:
 
     async def _request(self, part: Part[_Place]) -> None:
         started_ns = time.perf_counter_ns()
-        outcome: Answer | Failure = Failure(kind=Kind.FAILED, said="cancelled")
-        try:
-            outcome = await self._ask([row.payer.payload.text for row in part.rows])
-        finally:
-            took_ns = time.perf_counter_ns() - started_ns
-            self._sent.discard(part)
-            now_s = self._clock()
-            for settled in self._policy.answered(part, outcome, took_ns=took_ns, now_s=now_s):
-                self._settle(settled, now_s)
-            self._book(outcome, took_ns)
-            self._refuse_the_impatient(now_s)
-            self._wake.set()
+        outcome = await self._ask([row.payer.payload.text for row in part.rows])
+        took_ns = time.perf_counter_ns() - started_ns
+        self._sent.discard(part)
+        now_s = self._clock()
+        for settled in self._policy.answered(part, outcome, took_ns=took_ns, now_s=now_s):
+            self._settle(settled, now_s)
+        self._book(outcome, took_ns)
+        self._refuse_the_impatient(now_s)
+        self._wake.set()
 
     async def _ask(self, texts: Sequence[str]) -> Answer | Failure:
         asked = self._asked

@@ -100,7 +100,7 @@ class Http:
                 headers["authorization"] = f"Bearer {token}"
             async with self._session.request(
                 method,
-                _below(self._base, path),
+                below(self._base, path),
                 data=body,
                 headers=headers,
                 allow_redirects=False,
@@ -161,7 +161,8 @@ def base_url(upstream: Upstream) -> URL:
     return url
 
 
-def _below(base: URL, path: str) -> URL:
+def below(base: URL, path: str) -> URL:
+    """*path* appended to *base*, which keeps its query."""
     return base.with_path(base.path.rstrip("/") + path).with_query(base.query)
 
 

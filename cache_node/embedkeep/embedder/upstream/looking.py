@@ -7,8 +7,8 @@ and nodes refuse it.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from embedkeep.embedder.fingerprint import of_upstream
 from embedkeep.embedder.upstream.failures import Failure, Kind, Names, refusal
 from embedkeep.embedder.upstream.http import Http
 from embedkeep.embedder.upstream.metrics import CANARIES, UpstreamMetrics
+from embedkeep.embedder.upstream.pace import NEEDS_SOMEBODY
 from embedkeep.embedder.upstream.wires import (
     Answer,
     Misfit,
@@ -79,6 +80,9 @@ class Look:
         self._looking = asyncio.Lock()
         self._seen: Seen | None = None
         self._looked_s = 0.0
+        self._failed_s = 0.0
+        self._failure: Failure | None = None
+        """Of the last look, at failed_s. None: it went well."""
 
     async def first(self) -> Seen | Failure:
         """What is there.
@@ -86,44 +90,51 @@ class Look:
         Raises:
             InvalidConfig: It can never be used as the config says; names the field.
         """
-        terms = await self._terms()
-        found = terms if isinstance(terms, Failure) else await self._canaries()
-        if isinstance(terms, Failure) or isinstance(found, Failure):
-            failure = found if isinstance(found, Failure) else terms
-            assert isinstance(failure, Failure)  # noqa: S101  # narrows the type
-            self._refuse_hopeless(failure)
-            return failure
-        asked = self._upstream.dimensions
-        if asked is not None and found.shape[1] != asked:
+        seen = await self._seen_now()
+        if isinstance(seen, Failure):
+            self._refuse_hopeless(seen)
+            return seen
+        asked, found = self._upstream.dimensions, seen.canaries.shape[1]
+        if asked is not None and found != asked:
             raise InvalidConfig(
-                f"{asked} were asked for, the upstream answers {found.shape[1]}: it cannot cut"
-                " this model's vectors; leave it out",
+                f"{asked} were asked for, the upstream answers {found}: it cannot cut this model's"
+                " vectors; leave it out",
                 field="upstream.dimensions",
             )
-        self._seen = Seen(terms=terms, canaries=found)
-        self._looked_s = self._clock()
-        return self._seen
+        self._seen, self._looked_s = seen, self._clock()
+        return seen
 
     async def look(self) -> Failure | None:
         """See `embedkeep.embedder.upstream.calls.Looker`."""
         if not self._due():
             return None
+        came_s = self._clock()
         async with self._looking:
-            if not self._due() or self._seen is None:
+            if not self._due():
                 return None
-            if self.wire.info_path is not None:
-                terms = await self._terms()
-                if isinstance(terms, Failure):
-                    return terms
-                if terms.identity != self._seen.terms.identity:
-                    raise _changed(f"{dict(terms.identity)}, not {dict(self._seen.terms.identity)}")
-            else:
-                found = await self._canaries()
-                if isinstance(found, Failure):
-                    return found
-                if (worst := _worst_cosine(found, self._seen.canaries)) is not None:
-                    raise _changed(f"a canary lies at cosine {worst:.6f} from before")
-            self._looked_s = self._clock()
+            if self._failure is None or self._failed_s < came_s:  # else it is this one's, too
+                self._failure = _of_nobodys_input(await self._again())
+                self._failed_s = self._clock()
+            if self._failure is None:
+                self._looked_s = self._failed_s
+            return self._failure
+
+    async def _again(self) -> Failure | None:
+        """See that what is there is what was seen first."""
+        if self._seen is None:
+            raise RuntimeError("look() before first()")
+        if self.wire.info_path is not None:
+            terms = await self._terms()
+            if isinstance(terms, Failure):
+                return terms
+            if terms.identity != self._seen.terms.identity:
+                raise _changed(f"{dict(terms.identity)}, not {dict(self._seen.terms.identity)}")
+            return None
+        found = await self._canaries(self._seen.terms)
+        if isinstance(found, Failure):
+            return found
+        if (worst := _worst_cosine(found, self._seen.canaries)) is not None:
+            raise _changed(f"a canary lies at cosine {worst:.6f} from before")
         return None
 
     def distrust(self) -> None:
@@ -154,6 +165,13 @@ class Look:
         every_s = INFO_EVERY_S if self.wire.info_path is not None else CANARIES_EVERY_S
         return self._clock() - self._looked_s > every_s
 
+    async def _seen_now(self) -> Seen | Failure:
+        terms = await self._terms()
+        if isinstance(terms, Failure):
+            return terms
+        found = await self._canaries(terms)
+        return found if isinstance(found, Failure) else Seen(terms=terms, canaries=found)
+
     async def _terms(self) -> Terms | Failure:
         body = b""
         if (path := self.wire.info_path) is not None:
@@ -166,9 +184,20 @@ class Look:
         except Misfit as error:
             return Failure(kind=Kind.NONSENSE, said=f"{path}: {error}")
 
-    async def _canaries(self) -> Vectors | Failure:
-        """The canaries' vectors, all in one request: how it batches is the upstream's business."""
-        texts = canaries.TEXTS
+    async def _canaries(self, terms: Terms) -> Vectors | Failure:
+        """The canaries' vectors, in one request where it may be: batching is its own business."""
+        most = self._upstream.max_batch_inputs or terms.max_inputs
+        found: list[Vectors] = []
+        for texts in (canaries.TEXTS[at : at + most] for at in range(0, len(canaries.TEXTS), most)):
+            answer = await self._embed(texts)
+            if isinstance(answer, Failure):
+                return answer
+            found.append(answer.vectors)
+        if len({each.shape[1] for each in found}) > 1:
+            return Failure(kind=Kind.NONSENSE, said="canaries of several dimensions")
+        return np.concatenate(found)
+
+    async def _embed(self, texts: Sequence[str]) -> Answer | Failure:
         reply = await self._http.post(
             self.wire.path,
             self.wire.body(texts),
@@ -177,11 +206,11 @@ class Look:
         if isinstance(reply, Failure):
             return reply
         answer = read(self.wire, reply.headers, reply.body, inputs=len(texts), dimensions=None)
-        if isinstance(answer, Answer):
-            self._metrics.paid(CANARIES, answer.tokens)
-            if not np.isfinite(answer.vectors).all():
-                return Failure(kind=Kind.NONSENSE, said="NaN or infinity for a canary")
-            return answer.vectors
+        if isinstance(answer, Failure):
+            return answer
+        self._metrics.paid(CANARIES, answer.tokens)
+        if not np.isfinite(answer.vectors).all():
+            return Failure(kind=Kind.NONSENSE, said="NaN or infinity for a canary")
         return answer
 
     def _refuse_hopeless(self, failure: Failure) -> None:
@@ -191,13 +220,21 @@ class Look:
             case Kind.KEY:
                 field = self._http.key.told_by
             case Kind.MODEL:
-                field = "upstream.model"
+                named = self.wire.info_path is None
+                field = "upstream.model" if named else "upstream.url"
             case Kind.REJECTED | Kind.NONSENSE | Kind.TOO_LONG | Kind.TOO_MANY:
                 field = "upstream.url"
             case _:
                 return
         said = refusal(failure, self.names, retry_after_s=0)
         raise InvalidConfig(f"{said}{words}", field=field)
+
+
+def _of_nobodys_input(failure: Failure | None) -> Failure | None:
+    """A canary that is refused is no reason to look for a bad input among others' texts."""
+    if failure is None or failure.kind in NEEDS_SOMEBODY | {Kind.THROTTLED}:
+        return failure
+    return replace(failure, kind=Kind.FAILED, words="", suspect=None)
 
 
 def _changed(how: str) -> EmbedderUnavailable:

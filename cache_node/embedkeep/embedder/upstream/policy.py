@@ -7,7 +7,7 @@ most 2 * log2(n) requests for each, and never with more than `SEARCH_REQUESTS` f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -24,6 +24,10 @@ MOST_TRIES: Final = 5
 SEARCH_REQUESTS: Final = 64
 """For what is wrong with one batch. Finds two bad inputs among 2,048 for certain, and one at the
 cost of 22."""
+
+GROW_AFTER: Final = 100
+"""Requests that succeeded, after which twice the size is tried again: one refusal in a hundred
+requests is little, and a limit that was no limit is forgotten."""
 
 DEMAND_PATIENCE_S: Final = 5.0
 """Longest pause that a person waits for; others wait as long as their call."""
@@ -56,10 +60,12 @@ class Part(Generic[T]):
     spent_ns: list[int]
     """Time that requests with each row have taken so far."""
     lane: Lane
+    again: bool = False
+    """Its rows were in a request before."""
     tries: int = 0
     not_before_s: float = 0.0
     search: Search | None = None
-    """None: nothing was wrong so far."""
+    """None: no input was found to be bad so far."""
     named: bool = False
     """Holds the one input that the upstream named as bad."""
 
@@ -89,6 +95,7 @@ class Part(Generic[T]):
             lane=self.lane,
             search=search,
             named=named,
+            again=True,
             tries=self.tries,
             not_before_s=self.not_before_s,
         )
@@ -129,37 +136,51 @@ class Settled(Generic[T]):
     failure: Failure | None = None
 
 
-@dataclass(slots=True, kw_only=True)
 class Sizes:
     """How large a request may be, and how long one takes; learns.
 
     A `Cost` for a `Schedule`: requests are as large as the upstream takes, whatever the target.
+    What was refused for its size is not tried again until `GROW_AFTER` requests have succeeded: an
+    upstream's words may have been misread.
+
+    Args:
+        max_inputs: A request, at most.
+        max_tokens: The same, as estimated.
+        concurrent: Requests in flight.
     """
 
-    max_inputs: int
-    max_tokens: int
-    concurrent: int
-    _times: CostModel = field(default_factory=lambda: CostModel(fixed_s=0.1, token_s=0.00001))
+    def __init__(self, *, max_inputs: int, max_tokens: int, concurrent: int) -> None:
+        self.max_inputs = self._most_inputs = max_inputs
+        self.max_tokens = self._most_tokens = max_tokens
+        self._concurrent = concurrent
+        self._times = CostModel(fixed_s=0.1, token_s=0.00001)
+        self._succeeded = 0
 
     def seconds(self, tokens: int) -> float:
         """What *tokens* take, with as many requests at once as there may be."""
-        return self._times.seconds(tokens) / self.concurrent
+        return self._times.seconds(tokens) / self._concurrent
 
     def tokens_within(self, seconds: float) -> int:
         """The largest request."""
         del seconds
         return self.max_tokens
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from one request."""
-        self._times.observe(tokens, seconds)
+    def observe(self, sizes: Sequence[int], seconds: float) -> None:
+        """Learn from a request with inputs of these sizes that succeeded."""
+        self._times.observe(sum(sizes), seconds)
+        self._succeeded += 1
+        if self._succeeded >= GROW_AFTER:
+            self._succeeded = 0
+            self.max_inputs = min(self._most_inputs, 2 * self.max_inputs)
+            self.max_tokens = min(self._most_tokens, 2 * self.max_tokens)
 
     def fit(self, sizes: Sequence[int]) -> bool:
         """Whether inputs of these sizes may be one request."""
         return len(sizes) <= self.max_inputs and sum(sizes) <= self.max_tokens
 
     def too_large(self, kind: Kind, sizes: Sequence[int]) -> None:
-        """A request was refused for its size: make none of that size again."""
+        """A request was refused for its size."""
+        self._succeeded = 0
         if kind is Kind.TOO_MANY:
             self.max_inputs = min(self.max_inputs, (len(sizes) + 1) // 2)
         else:
@@ -212,7 +233,9 @@ class Policy(Generic[T]):
             return None
         if left_s := self.pace.left_s(now_s):
             return left_s
-        return min((part.not_before_s - now_s for part in self._parts), default=None)
+        # One whose time has come waits for a request in flight to end, or for people to be served.
+        later = (part.not_before_s for part in self._parts if part.not_before_s > now_s)
+        return min((at_s - now_s for at_s in later), default=None)
 
     def patience_s(self, lane: Lane, time_s: float | None) -> float | None:
         """How long a caller waits for the end of a pause, seconds; None: for ever."""
@@ -244,7 +267,7 @@ class Policy(Generic[T]):
             self.pace.succeeded()
             if part.search is not None and part.named:
                 part.search.misled = True
-            self._sizes.observe(sum(sizes), took_ns / 1e9)
+            self._sizes.observe(sizes, took_ns / 1e9)
             return [
                 Settled(
                     rows=part.rows,
@@ -294,6 +317,7 @@ class Policy(Generic[T]):
         return [fitting for half in part.halves(part.search) for fitting in self._fitting(half)]
 
     def _again(self, part: Part[T], failure: Failure, now_s: float) -> list[Settled[T]]:
+        part.again = True
         part.tries += 1
         if part.tries >= MOST_TRIES:
             return [_unsettled(part, Why.GAVE_UP, failure)]
