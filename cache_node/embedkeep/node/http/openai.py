@@ -87,7 +87,7 @@ class Error(BaseModel):
     code: str | None
 
 
-class ErrorResponse(BaseModel):
+class OpenAiError(BaseModel):
     """What is answered where something went wrong."""
 
     error: Error
@@ -174,7 +174,7 @@ def refuse(error: EmbedKeepError) -> web.Response:
         param = "model"
     elif isinstance(error, InvalidInput):
         param = "input" if error.index is None else f"input[{error.index}]"
-    body = ErrorResponse(error=Error(message=str(error), type=kind, param=param, code=code))
+    body = OpenAiError(error=Error(message=str(error), type=kind, param=param, code=code))
     return json_response(
         body.model_dump_json().encode(), status=status, headers=hints(error, status)
     )

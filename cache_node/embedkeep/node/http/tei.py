@@ -73,7 +73,7 @@ class Info(BaseModel):
     dimensions: int | None
 
 
-class ErrorResponse(BaseModel):
+class TeiError(BaseModel):
     """What is answered where something went wrong."""
 
     error: str
@@ -162,7 +162,7 @@ def refuse(error: EmbedKeepError) -> web.Response:
     status, kind = over_http(error).tei
     if isinstance(error, Misdirected):
         status = error.status
-    body = ErrorResponse(error=str(error), error_type=kind)
+    body = TeiError(error=str(error), error_type=kind)
     return json_response(
         body.model_dump_json().encode(), status=status, headers=hints(error, status)
     )

@@ -1,0 +1,39 @@
+"""LangChain: `EmbedKeepEmbeddings` is an `Embeddings`."""
+
+from langchain_core.embeddings import Embeddings
+
+from embedkeep.adapters.asking import DOCUMENT, QUERY, Asking
+from embedkeep.client import AsyncClient, Client
+
+
+class EmbedKeepEmbeddings(Embeddings):  # type: ignore[misc]  # checked without the framework too
+    """Embeds through a cache.
+
+        with Client("127.0.0.1:50051") as client:
+            store = InMemoryVectorStore(EmbedKeepEmbeddings(client))
+
+    Args:
+        client: For the plain methods. None: only the async ones work.
+        async_client: For the async methods. None: they use *client* in a thread.
+    """
+
+    def __init__(
+        self, client: Client | None = None, *, async_client: AsyncClient | None = None
+    ) -> None:
+        self._asking = Asking(client, async_client)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text."""
+        return self._asking.embed(texts, DOCUMENT)
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a query."""
+        return self._asking.embed([text], QUERY)[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text."""
+        return await self._asking.aembed(texts, DOCUMENT)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """The vector of a query."""
+        return (await self._asking.aembed([text], QUERY))[0]
