@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 from typing import Any, Final, Self
 
@@ -93,7 +92,7 @@ def main() -> None:
             (rig.folder / name).write_text(key)
         (rig.folder / "secret").write_bytes(secrets.token_bytes(32))
         node = rig.node(
-            rig.minilm(Path.home() / ".cache" / "embedkeep" / "bench"),
+            rig.minilm().grpc_port,
             rig.valkey(),
             cluster_secret_file=rig.folder / "secret",
             tenants=[{"name": name, "api_key_file": rig.folder / name} for name in keys],

