@@ -45,10 +45,8 @@ lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are u
 	  echo "generated files were out of date: they are new now, commit them" >&2; exit 1; fi
 
 .PHONY: bench
-bench: $(VENV)/dev  ## Measure, and renew docs/benchmarks.md; EMBEDKEEP_DATA names the traces
-	$(BIN)/python benchmarks/eviction.py
-	$(BIN)/python benchmarks/node.py
-	$(BIN)/python benchmarks/embedder.py
+bench: $(PEERS)/ready  ## Measure beside peers, renew docs/benchmarks.md (25 minutes); needs EMBEDKEEP_DATA
+	$(PEERS)/bin/python benchmarks/all.py $(if $(QUICK),--quick)
 
 .PHONY: proto
 proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files

@@ -14,6 +14,7 @@ passages, and every vector bit by bit. Writes benchmarks/results/end_to_end.json
 
 import csv
 import gzip
+import importlib
 import json
 import random
 import statistics
@@ -128,12 +129,13 @@ def cache_backed(stack: ExitStack, rig: Rig, embedder: Embedder) -> Embeddings:
 def adapter(stack: ExitStack, rig: Rig, embedder: Embedder, *, near: bool = False) -> Embeddings:
     """Embedkeep's adapter for LangChain."""
     try:
-        from embedkeep.adapters.langchain import EmbedKeepEmbeddings  # noqa: PLC0415
+        found = importlib.import_module("embedkeep.adapters.langchain")
     except ImportError as error:
         raise DidNotStart(f"no adapter: {error}") from error
     node = rig.node(embedder.grpc_port, rig.valkey())
     near_cache = NearCache(max_bytes=16 << 20) if near else None
-    return EmbedKeepEmbeddings(stack.enter_context(Client(node.address, near_cache=near_cache)))
+    client = stack.enter_context(Client(node.address, near_cache=near_cache))
+    return cast(Embeddings, found.EmbedKeepEmbeddings(client))
 
 
 def near_adapter(stack: ExitStack, rig: Rig, embedder: Embedder) -> Embeddings:
