@@ -14,7 +14,6 @@ passages, and every vector bit by bit. Writes benchmarks/results/end_to_end.json
 
 import csv
 import gzip
-import importlib
 import json
 import random
 import statistics
@@ -35,9 +34,10 @@ from langchain_openai import OpenAIEmbeddings
 
 import traces
 from embedkeep import Client, NearCache
+from embedkeep.adapters.langchain import EmbedKeepEmbeddings
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 from report import COMMITTED, draft, made_on, table
-from rig import DidNotStart, Embedder, Rig
+from rig import Embedder, Rig
 from turns import arguments, say
 
 FOLDER: Final = "ir_xquad_en_a"
@@ -127,15 +127,11 @@ def cache_backed(stack: ExitStack, rig: Rig, embedder: Embedder) -> Embeddings:
 
 
 def adapter(stack: ExitStack, rig: Rig, embedder: Embedder, *, near: bool = False) -> Embeddings:
-    """Embedkeep's adapter for LangChain."""
-    try:
-        found = importlib.import_module("embedkeep.adapters.langchain")
-    except ImportError as error:
-        raise DidNotStart(f"no adapter: {error}") from error
+    """The adapter for LangChain."""
     node = rig.node(embedder.grpc_port, rig.valkey())
     near_cache = NearCache(max_bytes=16 << 20) if near else None
     client = stack.enter_context(Client(node.address, near_cache=near_cache))
-    return cast(Embeddings, found.EmbedKeepEmbeddings(client))
+    return EmbedKeepEmbeddings(client)
 
 
 def near_adapter(stack: ExitStack, rig: Rig, embedder: Embedder) -> Embeddings:
