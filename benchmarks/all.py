@@ -85,6 +85,7 @@ def main() -> None:
     names = [script.name for script in SCRIPTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the script that runs ends too
     if given.quick:
         shutil.rmtree(HERE.parent / ".bench", ignore_errors=True)
     failed: dict[str, str] = {}

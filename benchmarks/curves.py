@@ -9,7 +9,7 @@ the same Valkey, in Valkey; and a new node is started in front of that Valkey, u
 one text from there. The largest size takes about 6 GiB.
 
 Clients: 1 to 256 calls in flight, from at most 16 processes with one connection each, 8 texts a
-call, without retries, so that a refusal is seen.
+call, without retries, so that a refusal is seen. Shards: see shards.py.
 
 Writes benchmarks/results/curves.json and its tables in docs/benchmarks.md.
 """
@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 import uvloop
 
+import shards
 from callers import Asking, Callers
 from embedkeep import AsyncClient, CacheControl, Client, Source
 from report import COMMITTED, draft, made_on, table
@@ -306,6 +307,27 @@ def load_table(rows: Sequence[Load]) -> str:
     )
 
 
+def shard_table(rows: Sequence[shards.Sharded], left_out: dict[str, str]) -> str:
+    """One row a tier, size of call and number of shards; then what was left out."""
+    ordered = sorted(rows, key=lambda row: (row.tier, row.batch, row.shards))
+    text = table(
+        ("tier", "texts a call", "shards", "vectors/s", "p50, us", "p99, us"),
+        (
+            [
+                row.tier,
+                str(row.batch),
+                str(row.shards),
+                thousands(row.vectors_per_s),
+                thousands(row.p50_us),
+                thousands(row.p99_us),
+            ]
+            for row in ordered
+        ),
+    )
+    out = [f"Left out: {name}: {why.splitlines()[0]}" for name, why in left_out.items()]
+    return "\n\n".join([text, *out])
+
+
 def main() -> None:
     """Measure, keep, and print."""
     quick = arguments(__doc__).quick
@@ -314,16 +336,21 @@ def main() -> None:
         under_load = list(loads(rig, quick=quick))
     with Rig() as rig:
         reached, hits, server = sizes(rig, quick=quick)
+    left_out: dict[str, str] = {}
+    sharded = list(shards.measured(left_out, quick=quick))
     place.save(
         "curves",
         server,
         sizes=[asdict(row) for row in reached],
         hits=[asdict(row) for row in hits],
         clients=[asdict(row) for row in under_load],
+        shards=[asdict(row) for row in sharded],
+        left_out=left_out,
     )
     for block, text in (
         ("sizes", size_table(reached, hits)),
         ("clients", load_table(under_load)),
+        ("shards", shard_table(sharded, left_out)),
     ):
         whole = f"{text}\n\n{made_on(server)}"
         place.write(block, whole, script="curves")

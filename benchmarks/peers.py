@@ -7,7 +7,7 @@ Every client is a process of its own with one connection; it asks, waits and ask
 take turns, so that a busy moment hits all alike. Before a system is measured its answers are
 compared with the model's; while it is measured, the model must not be asked.
 
-Writes benchmarks/results/peers.json and its table in docs/benchmarks.md.
+Writes benchmarks/results/peers.json, its tables in docs/benchmarks.md and the one in README.md.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ import systems
 from embedkeep_operator.local.replay import sample
 from report import COMMITTED, draft, made_on, table
 from rig import Node, Rig, Upstream, Valkey
-from turns import Compared, Entrant, Plan, arguments, compare, row_cells
+from turns import Compared, Entrant, Plan, arguments, compare, row_cells, thousands
 
 DIMS: Final = 384
 TEXTS: Final = 1024
@@ -100,6 +100,23 @@ def targets(compared: Compared) -> Iterator[Target]:
         )
 
 
+def summary(compared: Compared) -> str:
+    """For the README: the median call of one client, by its size; the fastest first."""
+    sizes = (1, 32, 128)
+    ways = dict.fromkeys((row.system, row.tier) for row in compared.rows)
+    found = {way: [compared.row(*way, size, 1) for size in sizes] for way in ways}
+    whole = [(way, [row.p50_us for row in rows if row]) for way, rows in found.items()]
+    ordered = sorted(whole, key=lambda each: each[1][-1:])
+    return table(
+        ("one client, p50 in us", *(f"{n} text{'s' if n > 1 else ''}" for n in sizes)),
+        (
+            [f"{system}, {tier}", *map(thousands, times)]
+            for (system, tier), times in ordered
+            if len(times) == len(sizes) and "sync" not in system.lower()
+        ),
+    )
+
+
 def main() -> None:
     """Measure, keep, and print."""
     quick = arguments(__doc__).quick
@@ -140,6 +157,7 @@ def main() -> None:
     )
     text = f"{row_cells(compared)}\n\n{made_on(server)}\n\n{wanted}"
     place.write("peers", text)
+    place.write("speed", summary(compared), script="peers", page=place.readme)
     print(text)
 
 

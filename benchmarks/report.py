@@ -37,6 +37,8 @@ class Place:
 
     results: Path
     page: Path
+    """docs/benchmarks.md."""
+    readme: Path
     images: Path
 
     def save(
@@ -61,35 +63,49 @@ class Place:
         found: dict[str, object] = json.loads(file.read_text())
         return found
 
-    def write(self, block: str, text: str, *, script: str | None = None) -> None:
-        """Replace what stands between *block*'s marks on the page.
+    def write(
+        self, block: str, text: str, *, script: str | None = None, page: Path | None = None
+    ) -> None:
+        """Replace what stands between *block*'s marks on a page.
+
+        Args:
+            block: Name in the marks.
+            text: Markdown.
+            script: Whose marks they are. None: of the script named as the block.
+            page: None: docs/benchmarks.md.
 
         Raises:
             SystemExit: The page has no such marks.
         """
+        page = page or self.page
         start = f"<!-- {block}: written by benchmarks/{script or block}.py -->\n"
         end = f"\n<!-- end of {block} -->"
-        page = self.page.read_text()
-        if start not in page or end not in page:
-            raise SystemExit(f"{self.page} has no marks {start.strip()} ... {end.strip()}")
-        before, _, rest = page.partition(start)
+        now = page.read_text()
+        if start not in now or end not in now:
+            raise SystemExit(f"{page} has no marks {start.strip()} ... {end.strip()}")
+        before, _, rest = now.partition(start)
         _, _, after = rest.partition(end)
-        self.page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+        page.write_text(f"{before}{start}\n{text}\n{end}{after}")
 
 
 COMMITTED: Final = Place(
-    ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "images"
+    ROOT / "benchmarks" / "results",
+    ROOT / "docs" / "benchmarks.md",
+    ROOT / "README.md",
+    ROOT / "docs" / "images",
 )
 
 
 def draft() -> Place:
-    """A copy of the page and room for results, for runs too short to be believed."""
+    """Copies of the pages and room for results, for runs too short to be believed."""
     folder = ROOT / ".bench"
-    place = Place(folder / "results", folder / "benchmarks.md", folder / "images")
+    place = Place(
+        folder / "results", folder / "benchmarks.md", folder / "README.md", folder / "images"
+    )
     place.images.mkdir(parents=True, exist_ok=True)
-    newer = COMMITTED.page.stat().st_mtime
-    if not place.page.exists() or place.page.stat().st_mtime < newer:
-        shutil.copy(COMMITTED.page, place.page)
+    for page, copy in ((COMMITTED.page, place.page), (COMMITTED.readme, place.readme)):
+        if not copy.exists() or copy.stat().st_mtime < page.stat().st_mtime:
+            shutil.copy(page, copy)
     return place
 
 

@@ -26,6 +26,13 @@ def test_the_make_targets_that_a_page_names_exist(page: Path) -> None:
     assert named <= targets
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_benchmarks_that_a_page_names_exist(page: Path) -> None:
+    named = {*re.findall(r"benchmarks/\w+\.py", page.read_text())}
+
+    assert [script for script in sorted(named) if not (ROOT / script).exists()] == []
+
+
 def test_pages_name_the_quickstarts_ports_and_no_others_on_this_machine() -> None:
     """Somebody who follows a page must find the cache that another page started."""
     nodes = yaml.safe_load((ROOT / "examples/quickstart.yaml").read_text())["spec"]["nodes"]
