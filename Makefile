@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-PROTOS := embedkeep/v1/cache.proto embedkeep/v1/embedder.proto
+PROTOS := embedkeep/v1/cache.proto embedkeep/v1/embedder.proto embedkeep/v1/peers.proto
 GENERATED := crds docs/reference.md cache_node/embedkeep/v1
 
 .PHONY: help

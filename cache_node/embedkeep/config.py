@@ -246,6 +246,11 @@ class NodeConfig(_Frozen):
     """Written once listening: {"grpc": port, "metrics": port}, and "http" where there is one.
     None: ports are only logged."""
 
+    @property
+    def has_peers(self) -> bool:
+        """There are other nodes."""
+        return self.cluster is not None and len(self.cluster.members) > 1
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         names = [tenant.name for tenant in self.tenants]
@@ -255,8 +260,7 @@ class NodeConfig(_Frozen):
             raise ValueError("cluster_secret_file: needed, because tenants are given")
         if self.cluster is not None and self.valkey is None:
             raise ValueError("valkey: needed, because cluster is given")
-        several = self.cluster is not None and len(self.cluster.members) > 1
-        if several and self.cluster_secret_file is None:
+        if self.has_peers and self.cluster_secret_file is None:
             raise ValueError("cluster_secret_file: needed, because cluster has several members")
         return self
 

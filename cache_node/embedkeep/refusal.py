@@ -88,13 +88,19 @@ def _decoding(handler: Handler) -> Handler:
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary), decode, handler.response_serializer
         )
+    if handler.unary_stream:
+        return grpc.unary_stream_rpc_method_handler(
+            _unary(handler.unary_stream), decode, handler.response_serializer
+        )
     return grpc.stream_stream_rpc_method_handler(
         _stream(handler.stream_stream), decode, handler.response_serializer
     )
 
 
-def _unary(serve: Callable[[Message, Context], Awaitable[Message]]) -> Any:
-    async def checked(request: Message | _Malformed, context: Context) -> Message:
+def _unary(serve: Callable[[Message, Context], Awaitable[Message | None]]) -> Any:
+    """Also for a coroutine that writes a stream of answers and returns none."""
+
+    async def checked(request: Message | _Malformed, context: Context) -> Message | None:
         if isinstance(request, _Malformed):
             await refuse(context, request.error)
         return await serve(request, context)

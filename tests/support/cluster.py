@@ -1,11 +1,24 @@
 """Valkeys of a test's own that are one cluster, and nodes beside them."""
 
+import asyncio
+import contextlib
+import itertools
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from embedkeep.config import Cluster
+from embedkeep.config import Cluster, NodeConfig
+from embedkeep.keys import KeySpace, tenant_salt
+from embedkeep.node.metrics import Hop
+from embedkeep.node.slots import slot_of
+from support.node import Node, found, node_config, running, sample, scrape, until
+from support.tap import Tap, serve_tap
 from support.valkey import START_TIMEOUT_S, Valkey, free_port
 
 SLOTS = 16384
@@ -35,6 +48,11 @@ class Valkeys:
                 if first <= slot <= last and port == server.port:
                     return name
         raise AssertionError(key)
+
+    def where(self, key: bytes) -> str:
+        """The same as shares were given out at first, without asking."""
+        share = -(-SLOTS // len(self.servers))
+        return list(self.servers)[slot_of(key) // share]
 
     def move(self, first: int, last: int, *, source: str, target: str) -> None:
         """Have *source* hand these slots to *target*, entries and all, and see it done."""
@@ -116,3 +134,142 @@ def _said(server: Valkey, *command: str) -> str:
     (reply,) = server.run(command)
     assert isinstance(reply, bytes)
     return reply.decode()
+
+
+@dataclass(eq=False)
+class Nodes:
+    """Nodes by name, each beside the Valkey of that name, and the model's edge."""
+
+    valkeys: Valkeys
+    tap: Tap
+    nodes: dict[str, Node]
+    processes: dict[str, asyncio.subprocess.Process]
+    """Where they run as processes."""
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def texts(self, owner: str, count: int, *, epoch: int = 0) -> list[str]:
+        """Texts whose entries lie in the Valkey *owner*."""
+        make = KeySpace(
+            fingerprint=self.tap.fingerprint, salt=tenant_salt(b"", ""), epoch=epoch, prompt=""
+        ).key
+        all_texts = (f"text {number}" for number in itertools.count())
+        here = self.valkeys.where
+        return list(itertools.islice((t for t in all_texts if here(make(t)) == owner), count))
+
+    async def settled(self) -> None:
+        """Wait until all tiers are whole, and all nodes know all others."""
+        for node in self.nodes.values():
+            await until(partial(_is_settled, node))
+
+    async def hops(self, name: str) -> dict[str, float]:
+        """How the calls of this node to its peers ended, those that there were."""
+        text = await asyncio.to_thread(scrape, self[name].metrics_port)
+        counts = {each: sample(text, "embedkeep_hops_total", outcome=each) for each in Hop}
+        return {outcome: count for outcome, count in counts.items() if count}
+
+    def kill(self, name: str) -> None:
+        """End a node without a word."""
+        self.processes[name].kill()
+
+    def pause(self, name: str) -> None:
+        """Let a node hang: connections stay, nothing answers."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let it go on."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
+
+PATIENT: Final = {"first_sign_s": 5.0, "silence_s": 10.0}
+"""Waits that no healthy peer needs, however busy the machine is."""
+
+
+@asynccontextmanager
+async def running_nodes(
+    valkeys: Valkeys,
+    tap: Tap,
+    folder: Path,
+    *,
+    cluster: Mapping[str, object] = PATIENT,
+    processes: bool = False,
+    swapped: tuple[str, str] | None = None,
+    **fields: object,
+) -> AsyncIterator[Nodes]:
+    """Nodes beside all of *valkeys*, settled.
+
+    Args:
+        cluster: Fields of `Cluster`.
+        processes: Each is a process of its own, to be killed or paused.
+        swapped: The first of these takes the second's Valkey for its own, and the other way round.
+        fields: Of each node's config.
+    """
+    secret = folder / "secret"
+    secret.write_text("0123456789abcdef")
+    ports = {name: free_port() for name in valkeys.servers}
+    async with AsyncExitStack() as stack:
+        tap_port = await stack.enter_async_context(serve_tap(tap))
+        started = Nodes(valkeys, tap, {}, {})
+        for name, port in ports.items():
+            (folder / f"node-{name}").mkdir()
+            told = cluster_config(valkeys, name, ports, **cluster)
+            if swapped is not None and name == swapped[0]:
+                told = _swapped(told, swapped)
+            own = next(member for member in told.members if member.name == name)
+            config = node_config(
+                folder / f"node-{name}",
+                tap_port,
+                grpc={"port": port},
+                valkey={"port": own.valkey_port, "breaker_open_s": 0.1, "read_timeout_s": 1.0},
+                cluster=told,
+                cluster_secret_file=secret,
+                **fields,
+            )
+            if processes:
+                process = await stack.enter_async_context(node_process(config))
+                started.processes[name] = process
+                started.nodes[name] = await stack.enter_async_context(found(config))
+            else:
+                started.nodes[name] = await stack.enter_async_context(running(config))
+        await started.settled()
+        yield started
+
+
+@asynccontextmanager
+async def node_process(config: NodeConfig) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A node as a process of its own, killed at the end."""
+    assert config.announce_file is not None
+    file = config.announce_file.with_suffix(".config")
+    file.write_text(config.model_dump_json())
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _RUN, str(file))
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from embedkeep.config import NodeConfig, load
+from embedkeep.node.main import main
+main(load(NodeConfig, Path(sys.argv[1])))
+"""
+
+
+def _swapped(told: Cluster, names: tuple[str, str]) -> Cluster:
+    """*told*, with the Valkeys of two members exchanged."""
+    members = {member.name: member for member in told.members}
+    one, other = (members[name] for name in names)
+    members[one.name] = one.model_copy(update={"valkey_port": other.valkey_port})
+    members[other.name] = other.model_copy(update={"valkey_port": one.valkey_port})
+    return told.model_copy(update={"members": tuple(members.values())})
+
+
+async def _is_settled(node: Node) -> bool:
+    tiers = {tier.name: tier for tier in (await node.info()).tiers}
+    alone = await node.metric("embedkeep_breaker_open", tier="peers")
+    return not tiers["valkey"].message and tiers["embedder"].serving and alone == 0

@@ -148,23 +148,45 @@ async def running(config: NodeConfig, *, ready: bool = True) -> AsyncIterator[No
     task = asyncio.create_task(serve(config, stop), name="node")
     try:
 
-        async def announced() -> bool:
+        async def ended() -> None:
             if task.done():
                 task.result()
-            return config.announce_file is not None and config.announce_file.exists()
 
-        await until(announced)
-        ports = json.loads(config.announce_file.read_text())
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
-            if ready:
-                await until_serving(channel)
-            stub: cache_pb2_grpc.EmbeddingCacheAsyncStub = cache_pb2_grpc.EmbeddingCacheStub(
-                channel
-            )
-            yield Node(ports["grpc"], ports["http"], ports["metrics"], channel, stub, stop)
+        async with found(config, ready=ready, check=ended) as node:
+            node.stop = stop
+            yield node
     finally:
         stop.set()
         await task
+
+
+@asynccontextmanager
+async def found(
+    config: NodeConfig,
+    *,
+    ready: bool = True,
+    check: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncIterator[Node]:
+    """A way to a node that runs or is about to.
+
+    Args:
+        check: Called while it is waited for; raises where there is nothing to wait for.
+    """
+    file = config.announce_file
+    assert file is not None
+
+    async def announced() -> bool:
+        if check is not None:
+            await check()
+        return file.exists()
+
+    await until(announced)
+    ports = json.loads(file.read_text())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+        if ready:
+            await until_serving(channel)
+        stub: cache_pb2_grpc.EmbeddingCacheAsyncStub = cache_pb2_grpc.EmbeddingCacheStub(channel)
+        yield Node(ports["grpc"], ports["http"], ports["metrics"], channel, stub, asyncio.Event())
 
 
 async def until_serving(channel: grpc.aio.Channel) -> None:

@@ -54,6 +54,7 @@ _SOURCES: Mapping[int, Source] = MappingProxyType(
         cache_pb2.SOURCE_UNSPECIFIED: Source.NONE,
         cache_pb2.SOURCE_L1: Source.L1,
         cache_pb2.SOURCE_VALKEY: Source.VALKEY,
+        cache_pb2.SOURCE_PEER: Source.PEER,
         cache_pb2.SOURCE_EMBEDDER: Source.EMBEDDER,
         cache_pb2.SOURCE_COALESCED: Source.COALESCED,
     }

@@ -6,11 +6,14 @@ What lives here, from the edge inwards:
 - `tenants`, `admission`: who calls, and how much of them may wait.
 - `cache`, `exchange`: the path of one request through the tiers, and what is asked and answered;
   the module to read first.
-- `flights`: one computation for many callers.
+- `trips`, `flights`: how keys that memory misses are answered; one computation for many callers.
 - `arena`, `keytable`, `eviction`: L1, the node's memory.
-- `tier`, `connection`, `breaker`: the Valkey beside the node.
+- `tiers`, `tier`, `connection`, `breaker`: the Valkey beside the node.
+- `shards`, `slots`: all Valkeys of a cluster as one tier; whose a key is.
+- `peers`, `hops`, `hosting`: the way to the other nodes, what is asked of them, and what this node
+  does for them.
 - `space`, `embedders`: which model the entries belong to, and the way to the processes that run it.
-- `metrics`: what is counted.
+- `wire`: names of the wire in the node's own terms. `metrics`: what is counted.
 
 Models do not live here: a node never imports what runs one. Nothing imports this package but the
 command line; services use `embedkeep.Client`.

@@ -135,9 +135,7 @@ class Agreement:
 
     def _learn(self, epochs: Sequence[int], forgotten: Sequence[int]) -> None:
         for partition, epoch, when in zip(self._tenants.partitions, epochs, forgotten, strict=True):
-            if epoch > partition.epoch or when > partition.forgotten:
-                partition.epoch = max(epoch, partition.epoch)
-                partition.forgotten = max(when, partition.forgotten)
+            if partition.learn(epoch=epoch, forgotten=when):
                 self._on_epoch(partition)
 
     async def _settle(self, record: bytes | None, run: Run, key: bytes) -> None:

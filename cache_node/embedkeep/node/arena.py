@@ -104,6 +104,17 @@ class Arena:
             device_ns=sum(self._device_ns.take(slots).tolist()),
         )
 
+    def entry(self, slot: int) -> Entry:
+        """A copy of what lies in *slot*."""
+        return Entry(
+            vector=self._vectors[slot].copy(),
+            tokens=int(self._tokens[slot]),
+            truncated=bool(self._flags[slot] & FLAG_TRUNCATED),
+            imported=bool(self._flags[slot] & FLAG_IMPORTED),
+            device_ns=int(self._device_ns[slot]),
+            born_s=int(self._born_s[slot]),
+        )
+
     def put(self, key: Key, entry: Entry, tenant: bytes) -> None:
         """Keep *entry*; an earlier one under *key* is overwritten. Drops others for room.
 

@@ -1,15 +1,14 @@
 """The path of a request through the tiers.
 
-L1, then the flights of keys that are already on their way, then Valkey, then the embedder. Each
+L1, then the flights of keys that are already on their way (`trips`): Valkey, then the node beside
+the key's owner where that is another one, then the embedder. Each
 input is answered by the first that has it, in its own row, bit for bit as the embedder returned
 it, or with an error of its own. Nothing here knows gRPC.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -17,50 +16,33 @@ import numpy as np
 
 from embedkeep.config import NodeConfig
 from embedkeep.errors import (
-    DeadlineExceeded,
     EmbedderUnavailable,
     EmbedKeepError,
     InvalidInput,
     NotCached,
-    Overloaded,
 )
 from embedkeep.keys import TAG_BYTES, Key
-from embedkeep.node.admission import Admission, Urgency
 from embedkeep.node.arena import Arena
-from embedkeep.node.embedders import Embedders, Outcome, Work
-from embedkeep.node.exchange import Answer, Request, check
-from embedkeep.node.flights import Flights, Origin, Trip
+from embedkeep.node.embedders import Embedders, Outcome
+from embedkeep.node.exchange import Answer, Asked, Request, check
+from embedkeep.node.flights import wait_for
 from embedkeep.node.imports import Landings
-from embedkeep.node.keytable import MISSING
+from embedkeep.node.keytable import MISSING, Slots
 from embedkeep.node.metrics import Metrics, Result
+from embedkeep.node.peers import Peers
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
 from embedkeep.node.tiers import Tier
+from embedkeep.node.trips import Hosted, Trips, ended
 from embedkeep.records import Entry
-from embedkeep.v1 import embedder_pb2
 
 ANSWER_MARGIN_S: Final = 0.05
 """Left of a deadline to send what is there; a fifth of it where it is short."""
 
-_PURPOSES: Final = {
-    Urgency.DEMAND: embedder_pb2.PURPOSE_DEMAND,
-    Urgency.BULK: embedder_pb2.PURPOSE_BULK,
-    Urgency.BACKGROUND: embedder_pb2.PURPOSE_WARM,
-}
-
 _SLOWEST: Final = (
-    Result.ERROR, Result.EMBEDDER, Result.COALESCED, Result.VALKEY, Result.NOT_CACHED, Result.L1,
+    Result.ERROR, Result.EMBEDDER, Result.COALESCED, Result.PEER, Result.VALKEY,
+    Result.NOT_CACHED, Result.L1,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """A request, and what was true when its keys were made."""
-
-    request: Request
-    tenant: Partition
-    epoch: int
-    space: Space
 
 
 Missing = dict[Key, list[int]]
@@ -84,29 +66,37 @@ class Cache:
         clock_ms: Callable[[], int],
     ) -> None:
         self._tenants = tenants
-        self._embedders = embedders
         self._metrics = metrics
         self._limits = config.limits
         self._l1_bytes = config.l1_bytes
         self._ttl_s = config.valkey.ttl_s if config.valkey is not None else None
-        self._imports = config.imports
         self._clock_ms = clock_ms
-        self._admission = Admission(config.limits.max_pending_inputs, what="inputs")
-        self._flights = Flights("trip")
-        # A caller that wants a fresh vector must not be given one that was on its way before.
-        self._fresh = Flights("fresh trip")
+        self._trips = Trips(
+            embedders=embedders,
+            metrics=metrics,
+            config=config,
+            keep=self._keep,
+            learn=lambda asked, epoch: self.learn(asked.tenant, epoch=epoch, forgotten=0),
+        )
+        self.compute = self._trips.compute
         self.landings = Landings()
         """What imports are about to store."""
         self._arena: Arena | None = None
         self.tier: Tier | None = None
-        """Set once by the owner, before the first request; None: no Valkey."""
+        """None: no Valkey."""
+        self.peers: Peers | None = None
+        """None: this node is alone."""
         self.space: Space | None = None
         """Which model's vectors are held; None: none was agreed yet."""
-        metrics.pending.set_function(lambda: self._admission.total)
         metrics.entries.labels("l1").set_function(lambda: len(self._arena or ()))
         metrics.bytes.labels("l1").set_function(
             lambda: len(self._arena) * self._arena.slot_bytes if self._arena else 0
         )
+
+    def connect(self, tier: Tier, peers: Peers | None) -> None:
+        """Use these from now on; called once by the owner, before the first request."""
+        self.tier = self._trips.tier = tier
+        self.peers = self._trips.peers = peers
 
     def adopt(self, space: Space) -> None:
         """Serve *space* from now on; what L1 held of another is dropped."""
@@ -120,8 +110,7 @@ class Cache:
 
     async def close(self) -> None:
         """End what is on its way."""
-        await self._flights.close()
-        await self._fresh.close()
+        await self._trips.close()
 
     async def answer(self, request: Request, tenant: Partition, *, timeout_s: float) -> Answer:
         """Answer every row with a vector or an error.
@@ -133,7 +122,7 @@ class Cache:
         started = time.perf_counter()
         wait_s = timeout_s - min(ANSWER_MARGIN_S, timeout_s / 5)
         space, arena = self._serving()
-        asked = _Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
+        asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         answer = Answer.empty(len(request.texts), space, tenant.epoch)
         missing = self._look_up(asked, answer, arena)
         if missing and request.cached_only:
@@ -157,10 +146,16 @@ class Cache:
         keys = {make(text) for text in texts}
         self._drop(keys)
         try:
+            if self.peers is not None:
+                # What is on its way there must not be stored once it was deleted.
+                self._forget_till_now(tenant)
+                await self.peers.learn(
+                    tag=tenant.tag, epoch=tenant.epoch, forgotten=tenant.forgotten
+                )
             if self.tier is not None:
                 await self.tier.delete(list(keys))
                 # Only now: a node that dropped them sooner could read them from Valkey again.
-                tenant.forgotten = max(self._clock_ms(), tenant.forgotten + 1)
+                self._forget_till_now(tenant)
                 await self.tier.share()
         finally:
             # A request that came while Valkey was deleting may have read the old entry.
@@ -172,6 +167,47 @@ class Cache:
         tenant.epoch = max(self._clock_ms(), tenant.epoch + 1)
         self.epoch_moved(tenant)
         self._metrics.invalidations.inc()
+
+    def learn(self, tenant: Partition, *, epoch: int, forgotten: int) -> None:
+        """A peer has said what it knows of a partition: take what it knows better."""
+        if tenant.learn(epoch=epoch, forgotten=forgotten):
+            self.epoch_moved(tenant)
+
+    def host(self, request: Request, tenant: Partition, *, epoch: int) -> Hosted:
+        """Answer a peer, from here alone.
+
+        Args:
+            request: Each text once.
+            epoch: The peer's.
+
+        Raises:
+            EmbedderUnavailable: Nothing is served yet.
+        """
+        space, arena = self._serving()
+        asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
+        named = partial(tenant.keys, fingerprint=space.fingerprint, prompt=request.prompt)
+        found: dict[int, tuple[Outcome, Result]] = {}
+        for index, text in enumerate(request.texts):
+            if (error := check(text, self._limits.max_input_bytes)) is not None:
+                found[index] = error, Result.ERROR
+        indices = [index for index in range(len(request.texts)) if index not in found]
+        keys = named().keys(request.texts[index] for index in indices)
+        flying: dict[int, Key] = {}
+        for index, key, slot in zip(
+            indices, keys, self._find(keys, asked, arena).tolist(), strict=True
+        ):
+            if slot == MISSING:
+                flying[index] = key
+            else:
+                found[index] = arena.entry(slot), Result.L1
+        return Hosted(
+            keys=named(epoch=epoch).keys(request.texts),
+            found=found,
+            flying=list(flying),
+            boarding=self._trips.board_here(
+                asked, [(key, request.texts[index]) for index, key in flying.items()]
+            ),
+        )
 
     def epoch_moved(self, tenant: Partition) -> None:
         """Drop what L1 holds of a partition, and withdraw what is on its way."""
@@ -191,7 +227,7 @@ class Cache:
         """Those of *keys* that are cached, as far as can be told in time."""
         found = {key for key in keys if self._arena is not None and key in self._arena}
         rest = [key for key in keys if key not in found]
-        for key, entry in zip(rest, await self._read(rest, space), strict=True):
+        for key, entry in zip(rest, await self._trips.read(rest, space), strict=True):
             if entry is not None:
                 found.add(key)
         return found
@@ -220,24 +256,6 @@ class Cache:
             self._put(key, entry, tenant)
         return len(entries)
 
-    async def compute(self, work: Work, space: Space, *, urgency: Urgency) -> Sequence[Outcome]:
-        """Have texts embedded, if there is room to wait for it; one outcome each, in order.
-
-        Raises:
-            Overloaded: Too much waits already.
-            EmbedKeepError: See `Embedders.compute`.
-        """
-        count = len(work.texts)
-        try:
-            self._admission.enter(work.flow, count, urgency)
-        except Overloaded:
-            self._metrics.refused.inc(count)
-            raise
-        try:
-            return await self._embedders.compute(work, space)
-        finally:
-            self._admission.leave(work.flow, count, urgency)
-
     def _serving(self) -> tuple[Space, Arena]:
         if self.space is None or self._arena is None:
             raise EmbedderUnavailable(
@@ -245,7 +263,7 @@ class Cache:
             )
         return self.space, self._arena
 
-    def _look_up(self, asked: _Asked, answer: Answer, arena: Arena) -> Missing:
+    def _look_up(self, asked: Asked, answer: Answer, arena: Arena) -> Missing:
         """Answer what L1 holds; the rest is missing. Does not wait."""
         request = asked.request
         keyspace = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt)
@@ -255,10 +273,7 @@ class Cache:
                 answer.fail(index, error)
         indices = [index for index in range(len(texts)) if index not in answer.errors]
         keys = keyspace.keys(texts[index] for index in indices)
-        if request.fresh:
-            slots = np.full(len(keys), MISSING, np.int32)
-        else:
-            slots = arena.find(keys, now_s=self._clock_ms() // 1000)
+        slots = self._find(keys, asked, arena)
         found = slots != MISSING
         hits = np.count_nonzero(found)
         if hits == len(keys):
@@ -272,15 +287,21 @@ class Cache:
             missing.setdefault(keys[at], []).append(indices[at])
         return missing
 
+    def _find(self, keys: Sequence[Key], asked: Asked, arena: Arena) -> Slots:
+        """Where L1 holds each key; nowhere where a fresh answer is wanted."""
+        if asked.request.fresh:
+            return np.full(len(keys), MISSING, np.int32)
+        return arena.find(keys, now_s=self._clock_ms() // 1000)
+
     async def _read_only(
-        self, asked: _Asked, answer: Answer, missing: Missing, wait_s: float
+        self, asked: Asked, answer: Answer, missing: Missing, wait_s: float
     ) -> None:
         """Answer from Valkey or not at all.
 
         Nothing is kept in L1: no flight carries these keys, so an invalidation that comes
         meanwhile could not withdraw them.
         """
-        entries = await self._read(list(missing), asked.space, timeout_s=wait_s)
+        entries = await self._trips.read(list(missing), asked.space, timeout_s=wait_s)
         for indices, entry in zip(missing.values(), entries, strict=True):
             for index in indices:
                 if entry is None:
@@ -288,71 +309,29 @@ class Cache:
                 else:
                     answer.take(index, entry, Result.VALKEY)
 
-    async def _fly(self, asked: _Asked, answer: Answer, missing: Missing, wait_s: float) -> None:
+    async def _fly(self, asked: Asked, answer: Answer, missing: Missing, wait_s: float) -> None:
         """Answer through flights, this request's or those of others."""
         texts = asked.request.texts
-        boarding = (self._fresh if asked.request.fresh else self._flights).board(
-            ((key, texts[indices[0]]) for key, indices in missing.items()),
-            store=asked.request.store,
-            carry=partial(self._carry, asked),
-            urgency=asked.request.urgency,
+        boardings = self._trips.board(
+            asked, [(key, texts[indices[0]]) for key, indices in missing.items()]
         )
         try:
-            await boarding.wait(wait_s)
+            await wait_for(boardings, wait_s)
         finally:
-            boarding.leave()
-        for flight, indices in zip(boarding.flights, missing.values(), strict=True):
-            if flight.entry is None:
-                error = flight.error or DeadlineExceeded("time was up before the answer was there")
-                for index in indices:
-                    answer.fail(index, error)
-                continue
-            repeats = Result.VALKEY if flight.origin is Origin.VALKEY else Result.COALESCED
-            started = flight.origin is Origin.EMBEDDER and boarding.started(flight)
-            answer.take(indices[0], flight.entry, Result.EMBEDDER if started else repeats)
-            for index in indices[1:]:
-                answer.take(index, flight.entry, repeats)
+            for boarding in boardings:
+                boarding.leave()
+        for boarding in boardings:
+            for flight in boarding.flights:
+                outcome, result = ended(flight, started=boarding.started(flight))
+                for index in missing[flight.key]:
+                    if isinstance(outcome, EmbedKeepError):
+                        answer.fail(index, outcome)
+                    else:
+                        answer.take(index, outcome, result)
+                    if result is Result.EMBEDDER:  # for the first row alone
+                        result = Result.COALESCED
 
-    async def _carry(self, asked: _Asked, trip: Trip) -> None:
-        """Land the flights of one trip: from Valkey, then from an embedder."""
-        flights = trip.flights
-        if not asked.request.fresh:
-            entries = await self._read([flight.key for flight in flights], asked.space)
-            for flight, entry in zip(flights, entries, strict=True):
-                if entry is not None:
-                    if flight.store:
-                        self._keep(flight.key, entry, asked)
-                    flight.land(entry, Origin.VALKEY)
-            flights = [flight for flight in flights if not flight.landed]
-        if not flights:
-            return
-        request = asked.request
-        work = Work(
-            texts=[request.prompt + flight.text for flight in flights],
-            purpose=_PURPOSES[request.urgency],
-            flow=asked.tenant.tag,
-            traceparent=request.traceparent,
-        )
-        outcomes = await self.compute(work, asked.space, urgency=request.urgency)
-        for flight, outcome in zip(flights, outcomes, strict=True):
-            if isinstance(outcome, Entry) and flight.store:
-                kept = self._keep(flight.key, outcome, asked)
-                if kept and self.tier is not None:
-                    self.tier.write(flight.key, outcome)
-            flight.land(outcome, Origin.EMBEDDER)
-
-    async def _read(
-        self, keys: Sequence[Key], space: Space, *, timeout_s: float = math.inf
-    ) -> Sequence[Entry | None]:
-        """What Valkey holds of *keys*, in their order, and may be answered."""
-        if self.tier is None:
-            return [None] * len(keys)
-        entries = await self.tier.read(keys, dimensions=space.dimensions, timeout_s=timeout_s)
-        if self._imports:
-            return entries
-        return [None if entry is None or entry.imported else entry for entry in entries]
-
-    def _keep(self, key: Key, entry: Entry, asked: _Asked) -> bool:
+    def _keep(self, key: Key, entry: Entry, asked: Asked) -> bool:
         """Keep *entry* in L1, unless tenant or model have moved on; whether they have not."""
         current = asked.tenant.epoch == asked.epoch and self.space is asked.space
         if not current:
@@ -372,8 +351,11 @@ class Cache:
                 self._arena.remove(key)
         self._withdraw(keys.__contains__)
 
+    def _forget_till_now(self, tenant: Partition) -> None:
+        tenant.forgotten = max(self._clock_ms(), tenant.forgotten + 1)
+
     def _withdraw(self, concerns: Callable[[Key], bool]) -> None:
-        for under_way in (self._flights, self._fresh, self.landings):
+        for under_way in (self._trips, self.landings):
             under_way.withdraw(concerns)
 
     def _count(self, answer: Answer, seconds: float) -> None:

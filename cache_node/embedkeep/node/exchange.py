@@ -14,6 +14,7 @@ from embedkeep.node.admission import Urgency
 from embedkeep.node.arena import Hits
 from embedkeep.node.metrics import Result
 from embedkeep.node.space import Space
+from embedkeep.node.tenants import Partition
 from embedkeep.records import Entry
 
 TRACE: Final = "traceparent"
@@ -46,6 +47,16 @@ class Request:
     """Do not compute."""
     traceparent: str | None = None
     """Passed on with what this request has computed. Who joins a computation is not seen in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request, and what was true when its keys were made."""
+
+    request: Request
+    tenant: Partition
+    epoch: int
+    space: Space
 
 
 @dataclass(slots=True, kw_only=True)

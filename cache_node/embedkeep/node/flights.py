@@ -11,7 +11,7 @@ Source of the pattern: single flight, as in Go's x/sync; ours works on batches a
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -29,7 +29,11 @@ class Origin(Enum):
     """Which tier ended a flight."""
 
     VALKEY = auto()
+    PEER = auto()
+    """Another node's memory or its Valkey."""
     EMBEDDER = auto()
+    COALESCED = auto()
+    """A computation that somebody else had started."""
 
 
 class Flight:
@@ -110,15 +114,22 @@ class Boarding:
         """This request set *flight* off; it did not join it."""
         return flight.trip is self._own
 
-    async def wait(self, timeout_s: float) -> None:
-        """Wait until all have landed, or time is up: then some have not."""
-        awaited: set[asyncio.Future[None]] = {
-            flight.landing() for flight in self._joined if not flight.landed
-        }
+    @property
+    def landed(self) -> bool:
+        """All have."""
+        return all(flight.landed for flight in self.flights)
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Wait until all have landed, or time is up: then some have not. None: for ever."""
+        await wait_for([self], timeout_s)
+
+    def awaited(self) -> Iterator[asyncio.Future[None]]:
+        """What is to be waited for."""
         if self._own.task is not None:
-            awaited.add(self._own.task)
-        if awaited:
-            await asyncio.wait(awaited, timeout=timeout_s)
+            yield self._own.task
+        for flight in self._joined:
+            if not flight.landed:
+                yield flight.landing()
 
     def leave(self) -> None:
         """Stop waiting; trips that nobody waits for any more are cancelled."""
@@ -126,6 +137,12 @@ class Boarding:
             trip.waiting -= 1
             if trip.waiting == 0:
                 self._owner.abandon(trip)
+
+
+async def wait_for(boardings: Iterable[Boarding], timeout_s: float | None) -> None:
+    """Wait until all flights of all have landed, or time is up. None: for ever."""
+    if awaited := {each for boarding in boardings for each in boarding.awaited()}:
+        await asyncio.wait(awaited, timeout=timeout_s)
 
 
 class Flights:

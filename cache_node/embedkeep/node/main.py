@@ -4,28 +4,32 @@ import asyncio
 import contextlib
 import time
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import grpc
 
-from embedkeep.config import NodeConfig, ValkeyTarget
-from embedkeep.errors import NotBuilt, Unavailable
+from embedkeep.config import NodeConfig
+from embedkeep.errors import Unavailable
+from embedkeep.keys import peer_token
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.calls import Calls
 from embedkeep.node.connection import read_address
 from embedkeep.node.embedders import Embedders
+from embedkeep.node.hosting import PeerService
 from embedkeep.node.http.facades import router
 from embedkeep.node.http.server import HttpServer
 from embedkeep.node.imports import Importer
 from embedkeep.node.metrics import Metrics
+from embedkeep.node.peers import Peer, Peers
 from embedkeep.node.service import CacheService
 from embedkeep.node.shards import Shards
 from embedkeep.node.space import agreement_key
-from embedkeep.node.tenants import open_tenants
+from embedkeep.node.tenants import open_tenants, read_secret
 from embedkeep.node.tier import ValkeyTier
 from embedkeep.node.tiers import Tier
 from embedkeep.serving import Endpoint, Health, run, serving
-from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+from embedkeep.v1 import cache_pb2, cache_pb2_grpc, peers_pb2_grpc
 
 SERVICE = cache_pb2.DESCRIPTOR.services_by_name["EmbeddingCache"].full_name
 
@@ -41,8 +45,6 @@ def main(config: NodeConfig) -> None:
 
 async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
     """Serve until *stop* is set, then drain. Health says SERVING once there is a space to serve."""
-    if config.cluster is not None and len(config.cluster.members) > 1:
-        raise NotBuilt("cluster.members: several are not built yet; give one")
     metrics = Metrics()
     tenants = open_tenants(config)
 
@@ -64,11 +66,8 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
             on_epoch=cache.epoch_moved,
         )
         metrics.drift.set_function(lambda: agreement.drifting)
-        if config.valkey is not None:
-            with contextlib.suppress(Unavailable):  # what is not mounted yet is read later
-                read_address(config.valkey)
-            cache.tier = tier = open_tier(config, config.valkey, agreement, metrics)
-            metrics.breaker_open.labels("valkey").set_function(lambda: tier.left_alone)
+        token = peer_token(read_secret(config)) if config.has_peers else ""
+        _connect(config, cache, agreement, metrics, token)
 
         calls = Calls(config=config, cache=cache, tenants=tenants, embedders=embedders)
         service = CacheService(
@@ -82,6 +81,11 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
 
         def register(server: grpc.aio.Server) -> None:
             cache_pb2_grpc.add_EmbeddingCacheServicer_to_server(service, server)
+            if cache.peers is not None:
+                hosting = PeerService(
+                    config=config, cache=cache, tenants=tenants, metrics=metrics, token=token
+                )
+                peers_pb2_grpc.add_PeersServicer_to_server(hosting, server)
 
         endpoint = Endpoint(
             grpc=config.grpc,
@@ -100,6 +104,8 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
             ]
             if cache.tier is not None:
                 tasks.append(beside.create_task(cache.tier.run(), name="valkey"))
+            if cache.peers is not None:
+                tasks.append(beside.create_task(cache.peers.run(), name="peers"))
             try:
                 async with (
                     _facades(config, calls, cache) as http,
@@ -138,14 +144,31 @@ def _facades(
     )
 
 
-def open_tier(
-    config: NodeConfig, target: ValkeyTarget, agreement: Agreement, metrics: Metrics
-) -> Tier:
-    """The Valkey beside this node, or all of its cluster."""
+def _connect(
+    config: NodeConfig, cache: Cache, agreement: Agreement, metrics: Metrics, token: str
+) -> None:
+    """Give *cache* the Valkey beside this node, or all of its cluster and the nodes beside them."""
+    if config.valkey is None:
+        return
+    with contextlib.suppress(Unavailable):  # what is not mounted yet is read later
+        read_address(config.valkey)
     poll_s = config.epoch_poll_s
-    if config.cluster is None or len(config.cluster.members) == 1:
-        return ValkeyTier(target, shared=agreement, metrics=metrics, poll_s=poll_s)
-    return Shards(target, config.cluster, shared=agreement, metrics=metrics, poll_s=poll_s)
+    tier: Tier
+    peers = None
+    if config.cluster is None or not config.has_peers:
+        tier = ValkeyTier(config.valkey, shared=agreement, metrics=metrics, poll_s=poll_s)
+    else:
+        tier = shards = Shards(
+            config.valkey, config.cluster, shared=agreement, metrics=metrics, poll_s=poll_s
+        )
+        peers = Peers(
+            config.cluster,
+            owner=shards.owner,
+            dial=partial(Peer, config=config, token=token, metrics=metrics),
+        )
+        metrics.breaker_open.labels("peers").set_function(lambda: peers.left_alone)
+    metrics.breaker_open.labels("valkey").set_function(lambda: tier.left_alone)
+    cache.connect(tier, peers)
 
 
 async def _ready(agreement: Agreement, health: Health) -> None:

@@ -15,11 +15,27 @@ class Result(StrEnum):
 
     L1 = "l1"
     VALKEY = "valkey"
+    PEER = "peer"
+    """From another node's memory or its Valkey, through that node."""
     EMBEDDER = "embedder"
     COALESCED = "coalesced"
     NOT_CACHED = "not_cached"
     """only_if_cached, and there was no entry."""
     ERROR = "error"
+
+
+class Hop(StrEnum):
+    """How a call to a peer ended."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    """It answers, and does not do this."""
+    LATE = "late"
+    """It did not say in time that it has taken the work."""
+    SILENT = "silent"
+    """It had, and then gave no more sign of life."""
+    LOST = "lost"
+    """The connection ended, or there is none."""
 
 
 class Metrics:
@@ -69,7 +85,7 @@ class Metrics:
         )
         self.breaker_open = Gauge(
             "embedkeep_breaker_open",
-            "How many of a tier's parts are left alone: without a cluster 1 while its Valkey is.",
+            "How many Valkeys, and how many peers, are left alone because they failed.",
             ["tier"],
             registry=registry,
         )
@@ -88,6 +104,19 @@ class Metrics:
             "embedkeep_valkey_failures",
             "Operations on Valkey that did not succeed.",
             ["kind"],
+            registry=registry,
+        )
+        hops = Counter(
+            "embedkeep_hops",
+            "Calls to the node that owns missing keys, by how they ended; without an answer this "
+            "node computes itself.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.hops = {outcome: hops.labels(outcome) for outcome in Hop}
+        self.carried = Counter(
+            "embedkeep_carried_inputs",
+            "Inputs looked up or computed for other nodes, which count them as lookups.",
             registry=registry,
         )
         self.invalidations = Counter(
@@ -111,6 +140,7 @@ class Metrics:
             self.entries.labels(tier).set(0)
             self.bytes.labels(tier).set(0)
             self.evictions.labels(tier)
-        self.breaker_open.labels("valkey").set(0)
+        for part in ("valkey", "peers"):
+            self.breaker_open.labels(part).set(0)
         for kind in ("timeout", "lost", "error", "moved", "read_skipped", "write_dropped"):
             self.valkey_failures.labels(kind)

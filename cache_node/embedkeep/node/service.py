@@ -1,7 +1,7 @@
 """The wire: embedkeep.v1.EmbeddingCache in terms of `cache`, and errors in terms of gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Final
 
@@ -11,15 +11,14 @@ import structlog
 from embedkeep import views
 from embedkeep.config import NodeConfig
 from embedkeep.errors import EmbedKeepError, InvalidRequest, Retryable, code_of
-from embedkeep.node.admission import Urgency
 from embedkeep.node.agreement import Agreement
 from embedkeep.node.cache import Cache
 from embedkeep.node.calls import Calls, check_count
-from embedkeep.node.exchange import TRACE, Answer, Request, check, traceparent
+from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.imports import Importer
 from embedkeep.node.imports_wire import batch_of, response_of
-from embedkeep.node.metrics import Result
 from embedkeep.node.tenants import Partition
+from embedkeep.node.wire import SOURCES, URGENCIES, trace_of
 from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
@@ -28,20 +27,6 @@ log = structlog.stdlib.get_logger()
 MESSAGE_CHARS: Final = 200
 """Longest message of one row's error. A call's own error is never cut."""
 
-_SOURCES: Final = {
-    Result.L1: cache_pb2.SOURCE_L1,
-    Result.VALKEY: cache_pb2.SOURCE_VALKEY,
-    Result.EMBEDDER: cache_pb2.SOURCE_EMBEDDER,
-    Result.COALESCED: cache_pb2.SOURCE_COALESCED,
-    Result.NOT_CACHED: cache_pb2.SOURCE_UNSPECIFIED,
-    Result.ERROR: cache_pb2.SOURCE_UNSPECIFIED,
-}
-_URGENCIES: Final = {
-    cache_pb2.PRIORITY_UNSPECIFIED: Urgency.DEMAND,
-    cache_pb2.PRIORITY_INTERACTIVE: Urgency.DEMAND,
-    cache_pb2.PRIORITY_BULK: Urgency.BULK,
-    cache_pb2.PRIORITY_BACKGROUND: Urgency.BACKGROUND,
-}
 _ENCODINGS: Final = {
     cache_pb2.ENCODING_UNSPECIFIED: views.Encoding.FLOAT32,
     cache_pb2.ENCODING_FLOAT32: views.Encoding.FLOAT32,
@@ -91,7 +76,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         try:
             metadata = context.invocation_metadata() or ()
             with self._calls.entered(metadata) as tenant:
-                asked = self._parse(request, trace=_traceparent(metadata))
+                asked = self._parse(request, trace=trace_of(metadata))
                 return await self._embed(asked, tenant, context.time_remaining())
         except EmbedKeepError as error:
             await refuse(context, error)
@@ -207,7 +192,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             # Each time: a key may be withdrawn while its stream lasts.
             metadata = context.invocation_metadata() or ()
             tenant = self._calls.caller(metadata)
-            asked = self._parse(message.request, trace=_traceparent(metadata))
+            asked = self._parse(message.request, trace=trace_of(metadata))
             response = await self._embed(asked, tenant, timeout_s)
         except EmbedKeepError as error:
             after_s = error.retry_after_s if isinstance(error, Retryable) else None
@@ -268,10 +253,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
         """
         check_count(len(request.inputs), most=self._calls.max_message_inputs)
         control = request.cache_control
-        if request.priority not in _URGENCIES:
-            raise InvalidRequest(
-                f"priority: {request.priority} is none; 0 to {max(_URGENCIES)} are"
-            )
+        if request.priority not in URGENCIES:
+            raise InvalidRequest(f"priority: {request.priority} is none; 0 to {max(URGENCIES)} are")
         if request.view.encoding not in _ENCODINGS:
             raise InvalidRequest(
                 f"view.encoding: {request.view.encoding} is none; 0 to {max(_ENCODINGS)} are"
@@ -285,19 +268,12 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             texts=list(request.inputs),
             prompt=self._calls.prompt(request.model, request.prompt),
             view=view,
-            urgency=_URGENCIES[request.priority],
+            urgency=URGENCIES[request.priority],
             store=not control.no_store,
             fresh=control.no_cache,
             cached_only=control.only_if_cached,
             traceparent=trace,
         )
-
-
-def _traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    for name, value in metadata:
-        if name == TRACE:
-            return traceparent(value)
-    return None
 
 
 def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
@@ -324,7 +300,7 @@ def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
         vectors=views.apply(view, answer.rows),
         dimensions=view.dimensions,
         encoding=_WIRE_ENCODINGS[view.encoding],
-        sources=map(_SOURCES.__getitem__, answer.results),
+        sources=map(SOURCES.__getitem__, answer.results),
         statuses=statuses,
         tokens=answer.tokens,
         truncated=sorted(answer.truncated),

@@ -70,6 +70,8 @@ class View:
         Without a tag where the name itself is in one. All nodes with this view find the same one.
         None: the teller owns no slot.
         """
+        if not self.own:
+            return None
         return next((each for each in _tagged(name) if slot_of(each) in self.own), None)
 
 

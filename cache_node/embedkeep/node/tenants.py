@@ -43,12 +43,23 @@ class Partition:
         self._salt = salt
         self._spaces: OrderedDict[tuple[str, int, str], KeySpace] = OrderedDict()
 
-    def keys(self, *, fingerprint: str, prompt: str) -> KeySpace:
-        """Maker of this tenant's keys in its present epoch."""
-        name = (fingerprint, self.epoch, prompt)
+    def learn(self, *, epoch: int, forgotten: int) -> bool:
+        """Take the larger numbers; whether anything was new."""
+        new = epoch > self.epoch or forgotten > self.forgotten
+        self.epoch, self.forgotten = max(epoch, self.epoch), max(forgotten, self.forgotten)
+        return new
+
+    def keys(self, *, fingerprint: str, prompt: str, epoch: int | None = None) -> KeySpace:
+        """Maker of this tenant's keys.
+
+        Args:
+            epoch: None: the present one.
+        """
+        epoch = self.epoch if epoch is None else epoch
+        name = (fingerprint, epoch, prompt)
         if (found := self._spaces.get(name)) is None:
             found = self._spaces[name] = KeySpace(
-                fingerprint=fingerprint, salt=self._salt, epoch=self.epoch, prompt=prompt
+                fingerprint=fingerprint, salt=self._salt, epoch=epoch, prompt=prompt
             )
             while len(self._spaces) > MAX_KEY_SPACES:
                 self._spaces.popitem(last=False)
@@ -131,6 +142,21 @@ def open_tenants(config: NodeConfig) -> Tenants:
     """
     if not config.tenants:
         return Tenants([Partition("", tenant_salt(b"", ""))], {}, config, versions=())
+    secret = read_secret(config)
+    partitions = [
+        Partition(tenant.name, tenant_salt(secret, tenant.name)) for tenant in config.tenants
+    ]
+    versions = _versions(config.tenants)
+    keys = read_keys(config.tenants, partitions)
+    return Tenants(partitions, keys, config, versions=versions)
+
+
+def read_secret(config: NodeConfig) -> bytes:
+    """The secret of the cache's nodes.
+
+    Raises:
+        InvalidConfig: The file is missing, or the secret is short.
+    """
     assert config.cluster_secret_file is not None  # noqa: S101 - the config's own rule
     secret = _read(config.cluster_secret_file, "cluster_secret_file").strip()
     if len(secret) < MIN_SECRET_BYTES:
@@ -139,12 +165,7 @@ def open_tenants(config: NodeConfig) -> Tenants:
             f"at least {MIN_SECRET_BYTES} random ones are needed",
             field="cluster_secret_file",
         )
-    partitions = [
-        Partition(tenant.name, tenant_salt(secret, tenant.name)) for tenant in config.tenants
-    ]
-    versions = _versions(config.tenants)
-    keys = read_keys(config.tenants, partitions)
-    return Tenants(partitions, keys, config, versions=versions)
+    return secret
 
 
 def read_keys(tenants: Sequence[Tenant], partitions: Sequence[Partition]) -> dict[bytes, Partition]:

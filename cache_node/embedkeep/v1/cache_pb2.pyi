@@ -84,11 +84,13 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     SOURCE_L1: _Source.ValueType  # 1
     """the node's memory"""
     SOURCE_VALKEY: _Source.ValueType  # 2
-    """the node's Valkey"""
+    """Valkey"""
     SOURCE_EMBEDDER: _Source.ValueType  # 3
     """computed for this input"""
     SOURCE_COALESCED: _Source.ValueType  # 4
     """joined a computation that another row or request had started"""
+    SOURCE_PEER: _Source.ValueType  # 5
+    """another node's memory or its Valkey, through that node"""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper): ...
 
@@ -97,11 +99,13 @@ SOURCE_UNSPECIFIED: Source.ValueType  # 0
 SOURCE_L1: Source.ValueType  # 1
 """the node's memory"""
 SOURCE_VALKEY: Source.ValueType  # 2
-"""the node's Valkey"""
+"""Valkey"""
 SOURCE_EMBEDDER: Source.ValueType  # 3
 """computed for this input"""
 SOURCE_COALESCED: Source.ValueType  # 4
 """joined a computation that another row or request had started"""
+SOURCE_PEER: Source.ValueType  # 5
+"""another node's memory or its Valkey, through that node"""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final

@@ -41,6 +41,7 @@ SETTLE_S: Final = 5.0
 TIERS: Final = {
     Source.L1: "L1 (node memory)",
     Source.VALKEY: "Valkey",
+    Source.PEER: "another node",
     Source.COALESCED: "coalesced",
     Source.EMBEDDER: "embedder",
 }

@@ -16,7 +16,7 @@ from typing import Final
 from embedkeep import AsyncClient
 from embedkeep.client import Embedded, Source
 
-SLOWEST: Final = (Source.EMBEDDER, Source.COALESCED, Source.VALKEY, Source.L1)
+SLOWEST: Final = (Source.EMBEDDER, Source.COALESCED, Source.PEER, Source.VALKEY, Source.L1)
 """A request takes as long as the slowest tier that one of its texts needed."""
 IN_FLIGHT: Final = 4
 """Requests at once: enough for repeats to meet, few enough to wait little for each other."""

@@ -29,7 +29,7 @@ PRIORITIES: Final = {
 }
 MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 
-_SHOWN: Final = (Result.L1, Result.VALKEY, Result.EMBEDDER, Result.COALESCED)
+_SHOWN: Final = (Result.L1, Result.VALKEY, Result.PEER, Result.EMBEDDER, Result.COALESCED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def of(answer: Answer, *, name: str, fresh: bool) -> dict[str, str]:
 
 def _status(counts: Mapping[Result, int], *, fresh: bool) -> str:
     """In the words of RFC 9211, for all inputs together."""
-    hits = [each for each in (Result.L1, Result.VALKEY) if each in counts]
+    hits = [each for each in (Result.L1, Result.VALKEY, Result.PEER) if each in counts]
     if hits and len(hits) == len(counts):
         return f"hit; detail={hits[-1]}"  # the slower one, where both had some
     forward = "request" if fresh else "partial" if hits else "miss"
