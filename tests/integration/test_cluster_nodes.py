@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -287,7 +288,7 @@ async def test_an_invalidation_that_a_dead_valkey_was_not_told_says_so_and_holds
             old = {tap.computed[text][0] for text in texts}
             mortal["b"].kill()
             for name in NAMES:
-                await until(lambda name=name: shut(nodes[name], 1))  # type: ignore[misc]
+                await until(partial(shut, nodes[name], 1))
 
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await nodes["a"].invalidate()

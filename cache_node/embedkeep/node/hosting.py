@@ -9,6 +9,9 @@ import hmac
 from collections.abc import Iterable
 from typing import Final
 
+import grpc
+import structlog
+
 from embedkeep import views
 from embedkeep.config import NodeConfig
 from embedkeep.errors import (
@@ -32,6 +35,8 @@ from embedkeep.v1 import cache_pb2, peers_pb2, peers_pb2_grpc
 
 BEATS: Final = 5
 """Signs of life in the time after which a peer believes that this node has died."""
+
+log = structlog.stdlib.get_logger()
 
 _SIGN: Final = peers_pb2.CarryReply()
 
@@ -68,9 +73,11 @@ class PeerService(peers_pb2_grpc.PeersServicer):
             carried = peers_pb2.Carried()
             if request.inputs:
                 carried = await self._carry(request, context)
+            await context.write(peers_pb2.CarryReply(carried=carried))
         except EmbedKeepError as error:
             await refuse(context, error)
-        await context.write(peers_pb2.CarryReply(carried=carried))
+        except grpc.aio.BaseError:  # the peer has left while it was written to
+            log.debug("a peer has left")
 
     async def Learn(  # noqa: N802 - the wire's name
         self, request: peers_pb2.LearnRequest, context: Context
