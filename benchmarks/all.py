@@ -46,6 +46,7 @@ SCRIPTS: Final = (
     Script("node_cpu", quick=False),
     Script("embedder", quick=False, torch=True),
     Script("memory", quick=False),
+    Script("starting", quick=False),
     Script("eviction", quick=False),
     Script("charts"),
 )

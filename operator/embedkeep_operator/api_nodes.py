@@ -29,7 +29,7 @@ class Storage(Part):
 
 
 class Ports(Part):
-    """Ports of a node."""
+    """Ports of a node. Where several share a machine, the first one's: the others follow."""
 
     grpc: Port | None = None
     """Null: 50051 on Kubernetes, a free one for `embedkeep up`."""

@@ -69,8 +69,6 @@ def _nodes(spec: Spec) -> Iterator[Unbuilt]:
     nodes = spec.nodes
     if nodes is None:
         return
-    if nodes.shards > 1:
-        yield Unbuilt(field="spec.nodes.shards", given=str(nodes.shards), works="use 1")
     if nodes.replicas_per_shard > 0:
         yield Unbuilt(
             field="spec.nodes.replicasPerShard", given=str(nodes.replicas_per_shard), works="use 0"

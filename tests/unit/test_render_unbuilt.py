@@ -18,7 +18,6 @@ WISHES = {
     "spec.model.source.volume": {
         "model": {"name": "m", "source": {"path": "/m", "volume": {"image": {"reference": "i"}}}}
     },
-    "spec.nodes.shards": {"nodes": {"shards": 2}},
     "spec.nodes.replicasPerShard": {"nodes": {"replicasPerShard": 1}},
     "spec.embedder.managed.replicas": {"embedder": {"managed": {"replicas": 2}}},
     "spec.similarity.mode": {"similarity": {"mode": "Serve"}},
@@ -57,7 +56,6 @@ def test_all_wishes_are_refused_at_once() -> None:
 
     assert fields == [
         "spec.model.source.hub.cacheClaim",
-        "spec.nodes.shards",
         "spec.nodes.replicasPerShard",
         "spec.embedder.managed.replicas",
         "spec.similarity.mode",
@@ -76,9 +74,9 @@ def test_all_wishes_are_refused_at_once() -> None:
         {"similarity": {"mode": "Off"}, "tuning": {"mode": "Off"}},
         {"monitoring": {"rules": False}},
         {"embedder": {"managed": {"replicas": 1, "quantization": "Int8"}}},
-        {"nodes": {"shards": 1, "replicasPerShard": 0}},
+        {"nodes": {"shards": 3, "replicasPerShard": 0}},
     ],
-    ids=["off", "not wanted", "one of each", "one shard"],
+    ids=["off", "not wanted", "one of each", "several shards"],
 )
 def test_what_is_off_is_no_wish(spec: dict[str, object]) -> None:
     assert unbuilt(a_cache(**spec)) == ()

@@ -81,6 +81,16 @@ def test_inputs_that_failed_are_no_answers() -> None:
     assert (SEEN.answered, SEEN.hit_ratio) == (100, 0.9)
 
 
+def test_what_another_node_had_is_a_hit() -> None:
+    seen = Counts(lookups={"peer": 3, "embedder": 1})
+    screen = io.StringIO()
+
+    Console(file=screen, width=120).print(view.tiers(seen, {}))
+
+    assert (seen.answered, seen.hit_ratio) == (4, 0.75)
+    assert "another node" in screen.getvalue()
+
+
 def test_nothing_asked_is_no_ratio_of_zero() -> None:
     assert counts("").hit_ratio is None
 

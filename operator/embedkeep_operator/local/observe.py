@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 TIMEOUT_S: Final = 2.0
 MAX_BYTES: Final = 4 << 20
-CACHED: Final = ("l1", "valkey", "coalesced")
+CACHED: Final = ("l1", "valkey", "peer", "coalesced")
 """Results that cost no forward pass of their own."""
 
 _PRICE: Final = "embedkeep_upstream_price_per_million_tokens"
@@ -30,7 +30,7 @@ class Counts:
     """False: it does not answer now, or one of them does not."""
 
     lookups: Mapping[str, float] = field(default_factory=dict)
-    """Inputs by result: l1, valkey, embedder, coalesced, not_cached, error."""
+    """Inputs by result: l1, valkey, peer, coalesced, embedder, not_cached, error."""
     entries: Mapping[str, float] = field(default_factory=dict)
     """By tier."""
     bytes: Mapping[str, float] = field(default_factory=dict)

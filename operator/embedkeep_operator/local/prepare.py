@@ -7,7 +7,7 @@ import importlib.util
 import os
 import secrets as random_secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +49,7 @@ class Prepared:
     ports: Ports
     valkeys: Mapping[str, Endpoint]
     """Those that are to form a cluster, by name. Empty: there is one, which is none."""
-    password: str
+    password: str = field(repr=False)
     """Theirs."""
     node_tls: ClientTls | None
     """How to reach the nodes from this machine. None: plain text."""
@@ -64,11 +64,11 @@ def check_files(resource: EmbeddingCache, secrets: Path | None) -> None:
         InvalidConfig: Names all that is missing.
     """
     missing = []
-    for field, name, key in secret_keys(resource):
+    for path, name, key in secret_keys(resource):
         if secrets is None:
-            missing.append(f"{field}: give --secrets DIR with the file {name}/{key} in it")
+            missing.append(f"{path}: give --secrets DIR with the file {name}/{key} in it")
         elif not (secrets / name / key).is_file():
-            missing.append(f"{field}: there is no file {secrets / name / key}")
+            missing.append(f"{path}: there is no file {secrets / name / key}")
     external = resource.spec.embedder.external
     if external is not None and external.key_env and not os.environ.get(external.key_env):
         missing.append(
@@ -133,7 +133,7 @@ def prepare(
     return Prepared(
         programs=programs(folder, ports, server=server, password=configs.password, node_tls=tls),
         ports=ports,
-        valkeys=configs.valkeys() if asked.shards > 1 else {},
+        valkeys=configs.valkeys(),
         password=configs.password,
         node_tls=tls,
         api_key_file=nodes[0].tenants[0].api_key_file if nodes[0].tenants else None,
@@ -148,24 +148,21 @@ class _Configs:
     folder: Path
     secrets: Path
     ports: Ports
-    password: str
+    password: str = field(repr=False)
     """Valkey's."""
-
-    @property
-    def _is_cluster(self) -> bool:
-        return len(self.ports.nodes) > 1
 
     def tidy(self) -> None:
         """Remove what an earlier run was told, which may have had other shards."""
-        for pattern in ("*.json", "*.conf", f"*/{CLUSTER_FILE}"):
+        for pattern in ("*.json", "*.conf", "pids/*.pid", f"*/{CLUSTER_FILE}"):
             for old in self.folder.glob(pattern):
                 old.unlink(missing_ok=True)
 
     def valkeys(self) -> dict[str, Endpoint]:
-        """Where they find each other, by name."""
+        """Where those of a cluster find each other, by name. Empty: there is one, which is none."""
         return {
-            name: Endpoint(host=HOST, port=at.valkey, bus_port=at.bus or 0)
+            name: Endpoint(host=HOST, port=at.valkey, bus_port=at.bus)
             for name, at in self._each("valkey")
+            if at.bus is not None
         }
 
     def node_tls(self) -> ClientTls | None:
@@ -176,7 +173,7 @@ class _Configs:
     def write_valkeys(self) -> None:
         """NAME.conf, and a working folder NAME/ for each."""
         write_private(self.folder / PASSWORD_FILE, self.password.encode())
-        clusters = self.valkeys() if self._is_cluster else {}
+        cluster = self.valkeys()
         for name, at in self._each("valkey"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             text = valkey_config(
@@ -185,7 +182,7 @@ class _Configs:
                 port=at.valkey,
                 password=self.password,
                 folder=self.folder / name,
-                cluster=clusters.get(name),
+                cluster=cluster.get(name),
             )
             write_private(self.folder / f"{name}.conf", text.encode())
 
@@ -210,7 +207,7 @@ class _Configs:
                 valkey_port=at.valkey,
                 valkey_password_file=self.folder / PASSWORD_FILE,
                 cluster_secret_file=self.folder / "cluster-secret",
-                cluster=self._cluster(name, tls) if self._is_cluster else None,
+                cluster=self._cluster(name, tls) if self.valkeys() else None,
             )
             place = self._place(name, at.grpc, at.metrics, http=at.http)
             written.append(node_config(self.resource, place, beside))

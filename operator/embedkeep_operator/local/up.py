@@ -177,16 +177,19 @@ async def _live(console: Console, local: Local, running: Running) -> None:
     """A picture, redrawn every second."""
     for note in running.notes:
         console.print(note, highlight=False)
-    title = "   ".join([f"embedkeep {running.name}", *map(" ".join, running.run.places())])
+    between = "\n" if len(running.ports.nodes) > 1 else "   "
+    title = between.join([f"embedkeep {running.name}", *map(" ".join, running.run.places())])
 
     def drawn(counts: Counts, rate: dict[str, float]) -> RenderableType:
+        forming = running.forming
+        apart = "" if forming is None or forming.whole else f"cluster: {forming.reason}\n"
         return view.picture(
             title,
             running.processes.values(),
             counts,
             rate,
             local.events,
-            hint=f"{running.command}\nlogs in {local.logs}   Ctrl-C stops",
+            hint=f"{apart}{running.command}\nlogs in {local.logs}   Ctrl-C stops",
             now_s=time.monotonic(),
         )
 

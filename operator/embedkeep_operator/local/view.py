@@ -14,6 +14,7 @@ from embedkeep_operator.local.supervisor import Child, Event, State
 TIERS: Final = {
     "l1": "L1 (memory)",
     "valkey": "Valkey",
+    "peer": "another node",
     "coalesced": "joined a miss",
     "embedder": "embedder",
 }
@@ -109,6 +110,8 @@ def tiers(counts: Counts, rate: Mapping[str, float]) -> Table:
         table.add_column(column, justify="right", header_style="dim")
     for tier, name in TIERS.items():
         found = counts.lookups.get(tier, 0)
+        if tier == "peer" and not found:  # seldom, and never where there is one node
+            continue
         table.add_row(
             name,
             f"{found:,.0f}",
