@@ -55,6 +55,28 @@ async def test_openai_is_asked_for_what_the_config_says() -> None:
     ]
 
 
+async def test_decimals_are_read_as_well_and_not_too_many_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedkeep.embedder.upstream.service.MOST_DECIMALS", 8 * 5)
+    texts = [f"t{n}" for n in range(23)]
+    async with asking(FakeUpstream(as_base64=False)) as served:
+        answer = await served.embed(*texts)
+
+    assert vectors(answer).tobytes() == expected(*texts).tobytes()
+    assert max(map(len, served.fake.asked)) == 5
+
+
+async def test_large_answers_are_read_beside_the_loop() -> None:
+    fake = FakeUpstream(dimensions=4096)
+    texts = [f"t{n}" for n in range(16)]
+    async with asking(fake) as served:
+        answer = await served.embed(*texts)
+
+    found = vectors(answer)
+    assert found.tobytes() == b"".join(vector_of(t, dimensions=4096).tobytes() for t in texts)
+
+
 async def test_tei_is_asked_to_cut_and_to_normalize() -> None:
     fake = FakeUpstream(protocol="tei")
     async with asking(fake) as served:

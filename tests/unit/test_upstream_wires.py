@@ -36,6 +36,17 @@ def test_floats_are_rounded_to_the_nearest_float32_and_base64_is_taken_as_it_is(
     assert found.vectors[0].tobytes() == found.vectors[1].tobytes() == row.tobytes()
 
 
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2))
+def test_decimals_are_rounded_from_float64_once(row: list[float]) -> None:
+    """A reader that rounds to float32 at once, or twice, differs in the last bit."""
+    found = answered(items(row), inputs=1)
+
+    assert isinstance(found, Answer)
+    with np.errstate(over="ignore"):
+        exact = np.array([float(repr(number)) for number in row], np.float64).astype(np.float32)
+    assert found.vectors.tobytes() == exact.tobytes()
+
+
 def test_rows_are_put_in_the_order_of_their_index() -> None:
     found = answered([*reversed(items(*GOOD))], usage={"prompt_tokens": 5, "total_tokens": 6})
 

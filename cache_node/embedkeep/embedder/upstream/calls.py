@@ -8,8 +8,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import SystemRandom
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import structlog
@@ -36,6 +37,9 @@ from embedkeep.records import Vector
 from embedkeep.v1.embedder_pb2 import Purpose
 
 log = structlog.stdlib.get_logger()
+
+_READ_INLINE_BYTES: Final = 64 << 10
+"""Answers up to this are read on the loop: a thread would gain nothing."""
 
 
 def estimated_tokens(text: str) -> int:
@@ -309,9 +313,17 @@ class Calls:
             if reply.kind is Kind.FAILED:
                 asked.looker.distrust()
             return reply
-        return read(
-            asked.wire, reply.headers, reply.body, inputs=len(texts), dimensions=asked.dimensions
+        answered = partial(
+            read,
+            asked.wire,
+            reply.headers,
+            reply.body,
+            inputs=len(texts),
+            dimensions=asked.dimensions,
         )
+        if len(reply.body) <= _READ_INLINE_BYTES:
+            return answered()
+        return await asyncio.to_thread(answered)
 
     def _book(self, outcome: Answer | Failure, took_ns: int) -> None:
         self._metrics.batch_seconds.observe(took_ns / 1e9)

@@ -52,6 +52,8 @@ class Seen:
 
     terms: Terms
     canaries: Vectors
+    decimals: bool
+    """It answers numbers in JSON, whatever it is asked for."""
 
 
 class Look:
@@ -133,7 +135,7 @@ class Look:
         found = await self._canaries(self._seen.terms)
         if isinstance(found, Failure):
             return found
-        if (worst := _worst_cosine(found, self._seen.canaries)) is not None:
+        if (worst := _worst_cosine(found.vectors, self._seen.canaries)) is not None:
             raise _changed(f"a canary lies at cosine {worst:.6f} from before")
         return None
 
@@ -170,7 +172,9 @@ class Look:
         if isinstance(terms, Failure):
             return terms
         found = await self._canaries(terms)
-        return found if isinstance(found, Failure) else Seen(terms=terms, canaries=found)
+        if isinstance(found, Failure):
+            return found
+        return Seen(terms=terms, canaries=found.vectors, decimals=found.decimals)
 
     async def _terms(self) -> Terms | Failure:
         body = b""
@@ -184,18 +188,22 @@ class Look:
         except Misfit as error:
             return Failure(kind=Kind.NONSENSE, said=f"{path}: {error}")
 
-    async def _canaries(self, terms: Terms) -> Vectors | Failure:
+    async def _canaries(self, terms: Terms) -> Answer | Failure:
         """The canaries' vectors, in one request where it may be: batching is its own business."""
         most = self._upstream.max_batch_inputs or terms.max_inputs
-        found: list[Vectors] = []
+        found: list[Answer] = []
         for texts in (canaries.TEXTS[at : at + most] for at in range(0, len(canaries.TEXTS), most)):
             answer = await self._embed(texts)
             if isinstance(answer, Failure):
                 return answer
-            found.append(answer.vectors)
-        if len({each.shape[1] for each in found}) > 1:
+            found.append(answer)
+        if len({each.vectors.shape[1] for each in found}) > 1:
             return Failure(kind=Kind.NONSENSE, said="canaries of several dimensions")
-        return np.concatenate(found)
+        return Answer(
+            vectors=np.concatenate([each.vectors for each in found]),
+            tokens=sum(each.tokens for each in found),
+            decimals=any(each.decimals for each in found),
+        )
 
     async def _embed(self, texts: Sequence[str]) -> Answer | Failure:
         reply = await self._http.post(

@@ -18,6 +18,7 @@ from embedkeep.embedder.upstream.key import key_of
 from embedkeep.embedder.upstream.looking import Look, Seen
 from embedkeep.embedder.upstream.metrics import UpstreamMetrics
 from embedkeep.embedder.upstream.pace import LOOK_AGAIN_S, NEEDS_SOMEBODY, backoff_s
+from embedkeep.embedder.upstream.wires import MOST_DECIMALS
 from embedkeep.errors import EmbedderUnavailable
 from embedkeep.v1 import embedder_pb2 as pb
 from embedkeep.v1.embedder_pb2 import Purpose
@@ -25,7 +26,7 @@ from embedkeep.v1.embedder_pb2 import Purpose
 log = structlog.stdlib.get_logger()
 
 NO_LIMIT: Final = 1 << 40
-"""Tokens of a request where the upstream has no limit that concerns a caller."""
+"""Inputs or tokens of a request, where nothing limits them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +134,17 @@ class UpstreamService(Answering):
             await asyncio.sleep(pause_s)
 
     def _asked(self, look: Look, seen: Seen) -> Asked:
-        upstream, terms = self._upstream, seen.terms
+        upstream, terms, dimensions = self._upstream, seen.terms, seen.canaries.shape[1]
+        readable = max(1, MOST_DECIMALS // dimensions) if seen.decimals else NO_LIMIT
         return Asked(
             http=self._http,
             wire=look.wire,
             looker=look,
             names=look.names,
-            max_inputs=upstream.max_batch_inputs or terms.max_inputs,
+            max_inputs=min(upstream.max_batch_inputs or terms.max_inputs, readable),
             max_tokens=upstream.max_batch_tokens or terms.max_tokens or NO_LIMIT,
             concurrent=upstream.max_concurrent_requests,
-            dimensions=seen.canaries.shape[1],
+            dimensions=dimensions,
         )
 
 
