@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from embedkeep.config import Backend, ModelSpec
 from embedkeep.embedder import folder as folders
@@ -175,3 +179,22 @@ cl100k = st.tuples(
 @given(ids=cl100k)
 def test_ids_by_the_tokenizers_of_openais_models_are_never_taken(ids: list[int]) -> None:
     assert PLAIN.texts_of([ids]) == [""]
+
+
+@pytest.mark.parametrize(("mark", "found"), [(0, ""), (50, ""), (101, "hello"), (300, "")])
+def test_ids_are_only_taken_where_every_text_begins_with_what_none_of_openais_does(
+    tmp_path: Path, mark: int, found: str
+) -> None:
+    """RoBERTa's 0 is an exclamation mark there; BERT's 101 is half a character."""
+    words = {"<s>": mark, "hello": mark + 1, "</s>": mark + 2, "<unk>": mark + 3}
+    made = tokenizers.Tokenizer(WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    made.add_special_tokens(["<s>", "</s>", "<unk>"])
+    made.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", mark), ("</s>", mark + 2)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenize = Tokenize(replace(FOLDER, transformer=tmp_path))
+
+    assert list(tokenize(["hello"])[0].ids) == [mark, mark + 1, mark + 2]
+    assert tokenize.texts_of([[mark, mark + 1, mark + 2]]) == [found]
