@@ -364,6 +364,21 @@ async def test_a_bug_is_a_500_in_the_apis_shape_without_a_traceback(
     assert tap.texts == ["a"]
 
 
+async def test_what_is_no_http_is_refused_and_never_logged(
+    node: Node, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log of it would hold whatever stands in the line, an API key for one."""
+    for line in (b"GARBAGE", b"GET /\xff HTTP/1.1", b"GET / HTTP/1.1\r\nauthorization\x01: hush"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.http_port)
+        writer.write(line + b"\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+    assert caplog.records == []
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
 async def test_many_clients_with_many_vectors_do_not_wait_for_one_that_reads_slowly(
     http: Http, node: Node
 ) -> None:

@@ -55,7 +55,9 @@ async def test_dimensions_and_prompt_name_are_what_they_are_over_grpc(
 @pytest.mark.parametrize(
     ("body", "status", "error"),
     [
-        pytest.param({"inputs": ["a", ""]}, 413, "is empty", id="an empty text"),
+        pytest.param(
+            {"inputs": ["a", ""]}, 413, "inputs[1]: the input is empty", id="an empty text"
+        ),
         pytest.param({"inputs": "a", "prompt_name": "x"}, 422, "'x' is unknown", id="no prompt"),
         pytest.param({"inputs": "a", "dimensions": 99}, 422, "has 8", id="too many dimensions"),
         pytest.param({"inputs": ["a", 3]}, 422, "inputs[1]", id="a number among texts"),
@@ -89,7 +91,7 @@ async def test_a_text_longer_than_the_model_reads_is_cut_unless_the_caller_forbi
 
     assert refused.status == 413
     assert refused.json["error_type"] == "validation"
-    assert "inputs[1] is longer than the 256 tokens" in refused.json["error"]
+    assert "inputs[1]: the input is longer than the 256 tokens" in refused.json["error"]
 
 
 async def test_token_ids_without_a_tokenizer_are_teis_tokenizer_error(http: Http) -> None:

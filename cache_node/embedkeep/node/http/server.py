@@ -1,6 +1,7 @@
 """The server: a port, certificates, and an orderly end."""
 
 import asyncio
+import logging
 import socket
 from types import TracebackType
 from typing import Final, Self
@@ -19,6 +20,11 @@ KEEPALIVE_S: Final = 630.0
 """How long an idle connection stays open: longer than the proxies that clouds put before a server,
 or they send a request into a connection that is just being closed."""
 BACKLOG: Final = 1024
+
+_SILENT: Final = logging.getLogger(__name__)
+"""Of aiohttp, which would log what is no HTTP with the header it stands in, an API key's too. Our
+own failures are logged where they are answered."""
+_SILENT.disabled = True
 
 
 class HttpServer:
@@ -60,6 +66,7 @@ class HttpServer:
             request_factory=self._request,
             handler_cancellation=True,  # whom nobody waits for is not computed for
             access_log=None,  # inputs are never logged, and /metrics counts
+            logger=_SILENT,
             keepalive_timeout=KEEPALIVE_S,
         )
         # aiohttp waits twice: for handlers, then for connections that are still written to.

@@ -151,8 +151,8 @@ class Tei:
 
 def _too_long(index: int, most: int) -> InvalidInput:
     return InvalidInput(
-        f"inputs[{index}] is longer than the {most} tokens that the model reads: shorten it, or "
-        "leave truncate out",
+        f"the input is longer than the {most} tokens that the model reads: shorten it, or leave "
+        "truncate out",
         index=index,
     )
 
@@ -162,7 +162,9 @@ def refuse(error: EmbedKeepError) -> web.Response:
     status, kind = over_http(error).tei
     if isinstance(error, Misdirected):
         status = error.status
-    body = TeiError(error=str(error), error_type=kind)
+    at = error.index if isinstance(error, InvalidInput) else None
+    said = str(error) if at is None else f"inputs[{at}]: {error}"
+    body = TeiError(error=said, error_type=kind)
     return json_response(
         body.model_dump_json().encode(), status=status, headers=hints(error, status)
     )
