@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from embedkeep.v1 import peers_pb2, peers_pb2_grpc
-from support.cluster import NAMES, Nodes, Valkeys, running_nodes, valkey_cluster
+from support.certificates import Authority
+from support.cluster import NAMES, PATIENT, Nodes, Valkeys, running_nodes, valkey_cluster
 from support.node import WAIT_S, Node, rows, sources, until
 from support.tap import Tap
 
@@ -117,7 +118,7 @@ async def shut(node: Node, count: int) -> bool:
 async def test_nodes_that_take_each_other_for_the_owner_never_go_in_circles(
     whole: Valkeys, tap: Tap, tmp_path: Path
 ) -> None:
-    async with running_nodes(whole, tap, tmp_path, swapped=("b", "c")) as nodes:
+    async with running_nodes(whole, tap, tmp_path, swapped=("b", "b", "c")) as nodes:
         texts = [text for name in NAMES for text in nodes.texts(name, 3)]
         tap.gate.clear()
         calls = [asyncio.create_task(nodes[name].embed(text)) for text in texts for name in NAMES]
@@ -207,6 +208,79 @@ async def test_what_an_overloaded_owner_refuses_is_computed_by_who_was_asked(
         await asyncio.gather(*waiting)
         assert sources(await asked) == ["embedder"]
         assert tap.texts.count(text) == 1
+
+
+async def test_a_peer_joins_what_is_computed_in_an_owners_place(
+    whole: Valkeys, tap: Tap, tmp_path: Path
+) -> None:
+    """The owner refuses one node, and another takes that node for the owner."""
+    async with running_nodes(
+        whole, tap, tmp_path, swapped=("c", "a", "b"), limits={"max_pending_inputs": 4}
+    ) as nodes:
+        *full, text = nodes.texts("b", 3)
+        tap.gate.clear()
+        waiting = [asyncio.create_task(nodes["b"].embed(each)) for each in full]
+        for _ in waiting:
+            await tap.entered.get()
+        instead = asyncio.create_task(nodes["a"].embed(text))
+        await tap.entered.get()
+        joining = asyncio.create_task(nodes["c"].embed(text))
+        await until(partial(has_carried, nodes["a"], 1))
+        tap.gate.set()
+
+        await asyncio.gather(*waiting)
+        answers = [await instead, await joining]
+
+    assert [sources(answer) for answer in answers] == [["embedder"], ["coalesced"]]
+    assert tap.texts.count(text) == 1
+
+
+async def has_carried(node: Node, count: int) -> bool:
+    return await node.metric("embedkeep_carried_inputs_total") == count
+
+
+async def test_tenants_stay_apart_over_a_hop(whole: Valkeys, tap: Tap, tmp_path: Path) -> None:
+    keys = {"red": "red-key-0123456789", "blue": "blue-key-0123456789"}
+    for name, key in keys.items():
+        (tmp_path / name).write_text(key)
+    tenants = [{"name": name, "api_key_file": str(tmp_path / name)} for name in keys]
+    async with running_nodes(whole, tap, tmp_path, api_key=keys["red"], tenants=tenants) as nodes:
+        answers = {
+            tenant: [
+                await nodes[name].embed(f"text {number}", api_key=key)
+                for number in range(12)
+                for name in NAMES
+            ]
+            for tenant, key in keys.items()
+        }
+        hops = await nodes.hops("a")
+
+    flows = {
+        tenant: {tap.born[rows(answer)[0]][1] for answer in told}
+        for tenant, told in answers.items()
+    }
+    assert [len(each) for each in flows.values()] == [1, 1]
+    assert flows["red"] != flows["blue"]
+    assert len(tap.texts) == 24  # each text once for each tenant, whichever node was asked
+    assert hops["answered"] > 2
+
+
+async def test_peers_meet_over_tls(whole: Valkeys, tap: Tap, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue()
+    tls = {"cert_file": pair.cert_file, "key_file": pair.key_file}
+    async with running_nodes(
+        whole,
+        tap,
+        tmp_path,
+        cluster=PATIENT | {"tls": {"ca_file": authority.ca_file}},
+        tls=tls,
+    ) as nodes:
+        (text,) = nodes.texts("c", 1)
+
+        await nodes["a"].embed(text)
+
+        assert await nodes.hops("a") == {"answered": 1}
 
 
 async def test_strangers_are_refused(nodes: Nodes) -> None:

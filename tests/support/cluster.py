@@ -6,7 +6,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -158,10 +158,10 @@ class Nodes:
         here = self.valkeys.where
         return list(itertools.islice((t for t in all_texts if here(make(t)) == owner), count))
 
-    async def settled(self) -> None:
+    async def settled(self, api_key: str | None = None) -> None:
         """Wait until all tiers are whole, and all nodes know all others."""
         for node in self.nodes.values():
-            await until(partial(_is_settled, node))
+            await until(partial(_is_settled, node, api_key))
 
     async def hops(self, name: str) -> dict[str, float]:
         """How the calls of this node to its peers ended, those that there were."""
@@ -194,7 +194,8 @@ async def running_nodes(
     *,
     cluster: Mapping[str, object] = PATIENT,
     processes: bool = False,
-    swapped: tuple[str, str] | None = None,
+    api_key: str | None = None,
+    swapped: tuple[str, str, str] | None = None,
     **fields: object,
 ) -> AsyncIterator[Nodes]:
     """Nodes beside all of *valkeys*, settled.
@@ -202,7 +203,8 @@ async def running_nodes(
     Args:
         cluster: Fields of `Cluster`.
         processes: Each is a process of its own, to be killed or paused.
-        swapped: The first of these takes the second's Valkey for its own, and the other way round.
+        api_key: Of any tenant, where there are some.
+        swapped: To the first of these each of the other two owns what is the other one's.
         fields: Of each node's config.
     """
     secret = folder / "secret"
@@ -215,7 +217,7 @@ async def running_nodes(
             (folder / f"node-{name}").mkdir()
             told = cluster_config(valkeys, name, ports, **cluster)
             if swapped is not None and name == swapped[0]:
-                told = _swapped(told, swapped)
+                told = _swapped(told, swapped[1:])
             own = next(member for member in told.members if member.name == name)
             config = node_config(
                 folder / f"node-{name}",
@@ -232,7 +234,7 @@ async def running_nodes(
                 started.nodes[name] = await stack.enter_async_context(found(config))
             else:
                 started.nodes[name] = await stack.enter_async_context(running(config))
-        await started.settled()
+        await started.settled(api_key)
         yield started
 
 
@@ -260,7 +262,7 @@ main(load(NodeConfig, Path(sys.argv[1])))
 """
 
 
-def _swapped(told: Cluster, names: tuple[str, str]) -> Cluster:
+def _swapped(told: Cluster, names: Sequence[str]) -> Cluster:
     """*told*, with the Valkeys of two members exchanged."""
     members = {member.name: member for member in told.members}
     one, other = (members[name] for name in names)
@@ -269,7 +271,7 @@ def _swapped(told: Cluster, names: tuple[str, str]) -> Cluster:
     return told.model_copy(update={"members": tuple(members.values())})
 
 
-async def _is_settled(node: Node) -> bool:
-    tiers = {tier.name: tier for tier in (await node.info()).tiers}
+async def _is_settled(node: Node, api_key: str | None) -> bool:
+    tiers = {tier.name: tier for tier in (await node.info(api_key)).tiers}
     alone = await node.metric("embedkeep_breaker_open", tier="peers")
     return not tiers["valkey"].message and tiers["embedder"].serving and alone == 0

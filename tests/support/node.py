@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from embedkeep.config import NodeConfig
 from embedkeep.node.main import serve
+from embedkeep.tls import channel_credentials
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
 WAIT_S = 30.0
@@ -182,7 +183,13 @@ async def found(
 
     await until(announced)
     ports = json.loads(file.read_text())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+    target = f"127.0.0.1:{ports['grpc']}"
+    trusted = config.cluster.tls if config.cluster is not None else None
+    async with (
+        grpc.aio.insecure_channel(target)
+        if trusted is None
+        else grpc.aio.secure_channel(target, channel_credentials(trusted))
+    ) as channel:
         if ready:
             await until_serving(channel)
         stub: cache_pb2_grpc.EmbeddingCacheAsyncStub = cache_pb2_grpc.EmbeddingCacheStub(channel)
