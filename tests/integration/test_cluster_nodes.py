@@ -335,17 +335,19 @@ async def test_no_node_answers_what_was_forgotten_through_another(
 
 
 async def test_what_was_on_its_way_at_the_owner_is_not_kept_once_it_was_forgotten(
-    nodes: Nodes, tap: Tap
+    whole: Valkeys, tap: Tap, tmp_path: Path
 ) -> None:
-    (text,) = nodes.texts("b", 1)
-    tap.gate.clear()
-    early = asyncio.create_task(nodes["a"].embed(text))
-    await tap.entered.get()
-    await nodes["a"].invalidate(text)
-    tap.gate.set()
-    await early
+    """Although the owner polls only half a minute later."""
+    async with running_nodes(whole, tap, tmp_path, epoch_poll_s=30.0) as nodes:
+        (text,) = nodes.texts("b", 1)
+        tap.gate.clear()
+        early = asyncio.create_task(nodes["a"].embed(text))
+        await tap.entered.get()
+        await nodes["a"].invalidate(text)
+        tap.gate.set()
+        await early
 
-    late = await nodes["a"].embed(text)
+        late = await nodes["a"].embed(text)
 
     assert rows(late) != rows(await early)
     assert len(tap.computed[text]) == 2
@@ -375,6 +377,29 @@ async def test_an_invalidation_that_a_dead_valkey_was_not_told_says_so_and_holds
 
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "2 of 3 Valkeys" in (refused.value.details() or "")
+
+
+async def test_hits_are_answered_where_most_of_a_cluster_is_away(tap: Tap, tmp_path: Path) -> None:
+    """What is left takes no writes then."""
+    with valkey_cluster(tmp_path) as mortal:
+        async with running_nodes(mortal, tap, tmp_path, l1_bytes=0) as nodes:
+            texts = nodes.texts("a", 3)
+            await nodes["a"].embed(*texts)
+            await cached_in(nodes["a"], *texts)
+            for name in ("b", "c"):
+                mortal[name].kill()
+            await asyncio.to_thread(
+                mortal.until, lambda: "CLUSTERDOWN" in str(mortal["a"].run(("SET", "x{a}0", ""))[0])
+            )
+
+            hits = [await nodes["a"].embed(*texts) for _ in range(3)]
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await nodes["a"].invalidate()
+            after = await nodes["a"].embed(*texts)
+
+    assert [sources(hit) for hit in hits] == [["valkey"] * 3] * 3
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not set(rows(after)) & set(rows(hits[0]))
 
 
 async def test_no_vector_is_wrong_while_slots_move(tap: Tap, tmp_path: Path) -> None:

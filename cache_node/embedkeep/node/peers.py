@@ -96,10 +96,11 @@ class Peer:
         try:
             carried = await self._carry(request, self._first_sign_s, traceparent)
         except _Silent as error:
-            now = time.monotonic()
             late = error.after_signs == 0
-            breaker = self._breaker
-            self._turn(breaker.timeout(now, began=began) if late else breaker.open(now), error)
+            # Where other calls have shut it already, this one must not lengthen the pause.
+            if (breaker := self._breaker).closed:
+                now = time.monotonic()
+                self._turn(breaker.timeout(now, began=began) if late else breaker.open(now), error)
             self._metrics.hops[Hop.LATE if late else Hop.SILENT].inc()
             raise
         except grpc.aio.AioRpcError as error:
@@ -172,7 +173,8 @@ class Peer:
             self._metrics.hops[Hop.REFUSED].inc()
             return from_call(error.code(), trailers, message)
         self._metrics.hops[Hop.LOST].inc()
-        self._turn(self._breaker.open(time.monotonic()), error)
+        if self.open:
+            self._turn(self._breaker.open(time.monotonic()), error)
         return Unavailable(message)
 
     def _turn(self, breaker: Breaker, why: Exception | None) -> None:
