@@ -32,7 +32,7 @@ from upstream import MODEL
 DIMS: Final = 384
 TEXTS: Final = 1024
 ENCODINGS: Final = ("float", "base64")
-PLAN: Final = Plan(batches=(1, 8, 32, 128), clients=(1, 16), rounds=5, seconds=0.4, fixed=True)
+PLAN: Final = Plan(batches=(1, 8, 32, 128), clients=(1, 16), rounds=3, seconds=0.4, fixed=True)
 QUICK: Final = Plan(batches=(1, 32), clients=(1, 4), rounds=1, seconds=0.1, fixed=True)
 PROXY_KEY: Final = "sk-bench"
 

@@ -23,7 +23,7 @@ from turns import Compared, Entrant, Plan, arguments, compare, row_cells, thousa
 
 DIMS: Final = 384
 TEXTS: Final = 1024
-PLAN: Final = Plan(batches=(1, 8, 32, 128), clients=(1, 16), rounds=5, seconds=0.4)
+PLAN: Final = Plan(batches=(1, 8, 32, 128), clients=(1, 16), rounds=4, seconds=0.4)
 QUICK: Final = Plan(batches=(1, 32, 128), clients=(1, 4), rounds=1, seconds=0.1)
 
 OURS: Final = "embedkeep Client"

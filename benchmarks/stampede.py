@@ -27,7 +27,7 @@ CALLERS: Final = 50
 TEXTS: Final = 32
 BATCH: Final = 128
 DISTINCT: Final = 16
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 MODEL_S: Final = 0.1
 """A call to the model."""
 
