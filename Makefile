@@ -45,7 +45,7 @@ lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are u
 	  echo "generated files were out of date: they are new now, commit them" >&2; exit 1; fi
 
 .PHONY: bench
-bench: $(PEERS)/ready  ## Measure beside peers, renew docs/benchmarks.md (25 minutes); needs EMBEDKEEP_DATA
+bench: $(PEERS)/ready  ## Measure beside peers, renew docs/benchmarks.md (half an hour); needs EMBEDKEEP_DATA
 	$(PEERS)/bin/python benchmarks/all.py $(if $(QUICK),--quick)
 
 .PHONY: proto

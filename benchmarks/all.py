@@ -1,4 +1,4 @@
-"""Runs all benchmarks in order and draws the charts: `make bench`, about 25 minutes on two cores.
+"""Runs all benchmarks in order and draws the charts: `make bench`, about half an hour on two cores.
 
     EMBEDKEEP_DATA=<folder> .venv-peers/bin/python benchmarks/all.py [--quick] [--only NAME ...]
 
@@ -45,6 +45,7 @@ SCRIPTS: Final = (
     Script("overload"),
     Script("node_cpu", quick=False),
     Script("embedder", quick=False, torch=True),
+    Script("bulk", quick=False),
     Script("memory", quick=False),
     Script("starting", quick=False),
     Script("eviction", quick=False),

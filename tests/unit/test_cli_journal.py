@@ -59,6 +59,13 @@ def test_a_restart_throws_away_what_is_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_has_done_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with keeping(tmp_path / "out", ["part"], TASK, restart=False) as journal:
+        journal.file("part").write(b"a schema, or half a row")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with (
         keeping(tmp_path / "out", ["part"], TASK, restart=False),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from embedkeep.cli.langchain_store import FolderStore, key_of
 from embedkeep.cli.pairs import Chained, JsonPairs, Pair, StorePairs, vector_of
 from embedkeep.cli.parquet import ParquetPairs
+from embedkeep.cli.writing import _components
 from embedkeep.errors import InvalidConfig
 
 
@@ -27,10 +28,10 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @given(arrays(np.float32, 8, elements=FLOATS))
 def test_a_vector_comes_out_of_json_with_the_bits_it_had(vector: NDArray[np.float32]) -> None:
     as_floats = json.loads(json.dumps(vector.tolist()))
-    shortest = json.loads("[" + ",".join(vector.astype("U").tolist()) + "]")
+    written = json.loads(f"[{_components(vector)}]")
     as_bytes = base64.b64encode(vector.tobytes()).decode()
 
-    for value in (as_floats, shortest, as_bytes):
+    for value in (as_floats, written, as_bytes):
         assert vector_of(value).tobytes() == vector.tobytes()
 
 

@@ -12,7 +12,7 @@ from embedkeep.cli.longrun import FAILURES, go
 from embedkeep.cli.progress import duration
 from embedkeep.cli.reading import Line, lines_of, total_of
 from embedkeep.cli.writing import JsonLines, Npy, Writer, replacing, reporting
-from embedkeep.client import CacheInfo, Client
+from embedkeep.client import CacheControl, CacheInfo, Client
 from embedkeep.client.options import EmbedOptions
 from embedkeep.errors import EmbedderUnavailable, InvalidConfig
 
@@ -48,6 +48,7 @@ class Bulk:
             "prompt": self.how.get("prompt"),
             "dimensions": self.how.get("dimensions"),
             "normalize": self.how.get("normalize"),
+            "only what is cached": self.how.get("cache", CacheControl()).only_if_cached,
         }
 
 

@@ -18,7 +18,7 @@ from embedkeep.cli.journal import Json, keeping
 from embedkeep.cli.longrun import FAILURES, go
 from embedkeep.cli.pairs import Chained, JsonPairs, Pairs, StorePairs
 from embedkeep.cli.progress import duration
-from embedkeep.cli.sending import Sending, vector_in
+from embedkeep.cli.sending import Sending, problem_of, vector_in
 from embedkeep.cli.writing import reporting
 from embedkeep.client import CacheControl, CacheInfo, Client, Priority
 from embedkeep.client.options import EmbedOptions, ImportOptions
@@ -40,8 +40,8 @@ Examples:
 
 \b
 Exit status: 0, every pair is in the cache; 1, some are not (FILE.import.failures.jsonl names
-them), the vectors are not the model's, or the cache could not be reached; 2, the command line is
-wrong or the cache takes no imports.
+them) or the cache could not be reached; 2, the vectors are not the model's, the cache takes no
+imports, or the command line is wrong.
 """
 
 SAMPLE: Final = 64
@@ -171,27 +171,25 @@ def spot_check(
 
     Raises:
         InvalidVector: One differs; says which, and how many more.
-        InvalidConfig: There is no pair to compare.
+        InvalidConfig: There is no pair that could be compared.
     """
     wanted = frozenset(
         random.SystemRandom().sample(range(1, total + 1), min(flags["sample"], total))
     )
-    drawn = [pair for pair in pairs.read(wanted) if not pair.problem]
+    drawn = [pair for pair in pairs.read(wanted) if not problem_of(pair, info)]
     if not drawn:  # most of the texts are not in the store, or most lines are broken
-        good = (pair for pair in pairs.read() if not pair.problem)
-        drawn = list(itertools.islice(good, flags["sample"]))
+        sound = (pair for pair in pairs.read() if not problem_of(pair, info))
+        drawn = list(itertools.islice(sound, flags["sample"]))
     if not drawn:
-        raise InvalidConfig("not one pair of a text and a vector in it", field="FILE")
+        one = next(pairs.read())
+        raise InvalidConfig(
+            f"not one pair that could be the model's: {one.place}: {problem_of(one, info)}",
+            field="FILE",
+        )
     how = EmbedOptions(
         model=flags["model"], prompt=flags["prompt"], priority=Priority.BULK,
         cache=CacheControl(no_cache=True, no_store=True), timeout_s=flags["timeout"],
     )  # fmt: skip
-    for pair in drawn:
-        if len(vector_in(pair)) != info.dimensions:
-            raise InvalidVector(
-                f"{pair.place}: its vector has {len(vector_in(pair))} dimensions; {info.model} has "
-                f"{info.dimensions}. Nothing was sent"
-            )
     answer = client.embed_detailed([pair.text for pair in drawn], **how)
     failed = {failure.index for failure in answer.failed}
     rows = [at for at in range(len(drawn)) if at not in failed]

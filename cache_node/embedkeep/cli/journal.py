@@ -95,6 +95,7 @@ class Journal:
         self._files = files
         self._saved_at = time.monotonic()
         self.start = start
+        self.over = False
 
     def file(self, name: str) -> BinaryIO:
         """What the run appends to."""
@@ -124,6 +125,7 @@ class Journal:
 
     def finish(self) -> None:
         """The run is over: a next one begins anew."""
+        self.over = True
         self._path.unlink(missing_ok=True)
         _sync_folder(self._path.parent)
 
@@ -163,10 +165,10 @@ def keeping(
         try:
             yield journal
         finally:
-            if not path.exists():  # over, or nothing was done yet: leave nothing that is empty
+            if not path.exists():  # it is over, or nothing was done yet
                 for name, file in files.items():
                     file.flush()
-                    if os.fstat(file.fileno()).st_size == 0:
+                    if not journal.over or os.fstat(file.fileno()).st_size == 0:
                         owns[name].unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ TARGET_S: Final = 1.0
 costs by itself."""
 MIN_ITEMS: Final = 8
 MAX_ITEMS: Final = 1024
-"""A call; beyond it nothing is gained (benchmarks/bulk.py)."""
+"""A call: about what fits one request at 1,024 dimensions."""
 MAX_COST: Final = 2 << 20
 """Of a batch, unless one item alone has more."""
 

@@ -79,7 +79,9 @@ class Sending:
             InvalidVector: The model does not return such a vector for its text.
             EmbedKeepError: The batch was not taken.
         """
-        problems = {at: why for at, pair in enumerate(batch) if (why := self._problem(pair))}
+        problems = {
+            at: why for at, pair in enumerate(batch) if (why := problem_of(pair, self._info))
+        }
         good = [at for at in range(len(batch)) if at not in problems]
         while good:
             sent = [batch[at] for at in good]
@@ -137,15 +139,15 @@ class Sending:
         failed = f", {counts.failed:,} failed" if counts.failed else ""
         return f"{counts.stored:,} stored, {counts.present:,} there already{failed}"
 
-    def _problem(self, pair: Pair) -> str:
-        """Why *pair* cannot be a pair of the model; empty: it may be."""
-        if pair.problem:
-            return pair.problem
-        vector, dimensions = vector_in(pair), self._info.dimensions
-        if len(vector) != dimensions:
-            return f"its vector has {len(vector)} dimensions; the model has {dimensions}"
-        faults = rules.faults(vector[None], normalized=False, min_cosine=self._info.min_cosine)
-        return faults.get(0, "")
+
+def problem_of(pair: Pair, info: CacheInfo) -> str:
+    """Why *pair* cannot be one of the model's, without asking it; empty: it may be."""
+    if pair.problem:
+        return pair.problem
+    vector = vector_in(pair)
+    if len(vector) != info.dimensions:
+        return f"its vector has {len(vector)} dimensions; {info.model} has {info.dimensions}"
+    return rules.faults(vector[None], normalized=False, min_cosine=info.min_cosine).get(0, "")
 
 
 def vector_in(pair: Pair) -> rules.Rows:

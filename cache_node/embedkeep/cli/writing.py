@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from embedkeep.cli.asking import Rows
 from embedkeep.client import Source
@@ -37,7 +38,7 @@ class Writer(ABC):
 class JsonLines(Writer):
     """One object a line: line, text, vector, source, tokens. Failed inputs have none.
 
-    Components are written with the fewest digits that read back as the same float32.
+    Components are written with 9 digits, which read back as the same float32.
 
     Args:
         with_text: Put the text beside its vector.
@@ -62,13 +63,21 @@ class JsonLines(Writer):
             tail["tokens"] = rows.tokens[place]
             if place in rows.truncated:
                 tail["truncated"] = True
-            components = ",".join(row.astype("U").tolist())
+            components = _components(row)
             record = f'{json.dumps(head)[:-1]}, "vector": [{components}], {json.dumps(tail)[1:]}\n'
             self._file.write(record.encode())
         self._file.flush()
 
     def finish(self) -> None:
         """See `Writer`."""
+
+
+def _components(row: NDArray[np.float32]) -> str:
+    """As JSON numbers: one call for all of a row takes a quarter of the time of one for each."""
+    if row.all():
+        return ",".join(["%.9g"] * len(row)) % tuple(row.tolist())
+    # "%.9g" makes "-0" of -0.0, which reads back as an integer, without its sign.
+    return ",".join(row.astype("U").tolist())
 
 
 class Npy(Writer):

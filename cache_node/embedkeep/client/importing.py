@@ -36,10 +36,6 @@ from embedkeep.v1 import cache_pb2
 ROW_BYTES: Final = 16
 """What a row adds to a request beside its text and vector: tokens, truncated, at most."""
 
-_NO_EMBEDDER: Final = EmbedderUnavailable(
-    "no embedder was seen yet, so there is nothing to compare with", retry_after_s=1.0
-)
-
 
 class ImportExchange(Exchange):
     """One call of `import_pairs`.
@@ -148,8 +144,12 @@ class ImportExchange(Exchange):
             self._learned.take(info)
             if info.dimensions:
                 self._cut(info)
-            elif not self._again(letter, _NO_EMBEDDER, now):
-                self._end(_NO_EMBEDDER)
+                return
+            error = EmbedderUnavailable(
+                "no embedder was seen yet, so there is nothing to compare with", retry_after_s=1.0
+            )
+            if not self._again(letter, error, now):
+                self._end(error)
             return
         answer = expected(response, cache_pb2.ImportResponse)
         if not answer.errors:
@@ -159,5 +159,5 @@ class ImportExchange(Exchange):
             return
         first = answer.errors[0]
         index = letter.inputs[min(first.index, len(letter.inputs) - 1)]
-        error = from_wire(first.code, first.reason, f"input {index}: {first.message}")
-        self._end(at_index(error, index))
+        refusal = from_wire(first.code, first.reason, f"input {index}: {first.message}")
+        self._end(at_index(refusal, index))

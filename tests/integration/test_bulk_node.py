@@ -1,15 +1,17 @@
-"""A bulk run beside people, through a real node and a real embedder's queue of purposes."""
+"""A bulk run through a real node: beside people, beyond its bounds, and over its restart."""
 
 import asyncio
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner
 
 from embedkeep.cli.embed import embed
 from embedkeep.v1 import embedder_pb2
 from support.node import Node, node_config, running, sources, until
 from support.tap import Tap, serve_tap
-from support.valkey import Valkey
+from support.valkey import Valkey, free_port
 
 
 def bulk(node: Node, source: Path, output: Path) -> list[str]:
@@ -76,3 +78,26 @@ async def test_a_bulk_run_is_slowed_down_and_people_are_not_refused(
         assert sources(await asked) == ["embedder", "embedder"]
         result = await pending
         assert result.exit_code == 0, result.output
+
+
+async def test_a_run_survives_that_its_node_is_restarted(store: Valkey, tmp_path: Path) -> None:
+    tap = Tap(delays_s=repeat(0.02))
+    texts = [f"text {number}" for number in range(3000)]
+    source, output = tmp_path / "in.txt", tmp_path / "out.npy"
+    source.write_text("\n".join(texts))
+    async with serve_tap(tap) as port:
+        config = node_config(
+            tmp_path, port, grpc={"port": free_port()}, valkey={"port": store.port}
+        )
+        async with running(config) as node:
+            arguments = bulk(node, source, output)
+            pending = asyncio.create_task(asyncio.to_thread(CliRunner().invoke, embed, arguments))
+            for _ in range(3):
+                await tap.entered.get()
+        assert not pending.done()
+        async with running(config):
+            result = await pending
+
+    assert result.exit_code == 0, result.output
+    rows = [row.tobytes() for row in np.load(output)]
+    assert all(row in tap.computed[text] for text, row in zip(texts, rows, strict=True))
