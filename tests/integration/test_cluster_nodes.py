@@ -9,10 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from embedkeep.node.space import agreement_key
 from embedkeep.v1 import peers_pb2, peers_pb2_grpc
 from support.certificates import Authority
 from support.cluster import NAMES, PATIENT, Nodes, Valkeys, running_nodes, valkey_cluster
-from support.node import WAIT_S, Node, rows, sources, until
+from support.node import WAIT_S, Node, rows, running, sources, until
 from support.tap import Tap
 
 pytestmark = pytest.mark.timeout(90)
@@ -400,6 +401,29 @@ async def test_hits_are_answered_where_most_of_a_cluster_is_away(tap: Tap, tmp_p
     assert [sources(hit) for hit in hits] == [["valkey"] * 3] * 3
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not set(rows(after)) & set(rows(hits[0]))
+
+
+async def test_a_copy_of_the_agreement_is_believed_while_the_original_is_away(
+    tap: Tap, tmp_path: Path
+) -> None:
+    """A node that starts then, with no embedder either, still answers what it can read."""
+    with valkey_cluster(tmp_path) as mortal:
+        async with running_nodes(mortal, tap, tmp_path) as nodes:
+            texts = {name: nodes.texts(name, 2) for name in NAMES}
+            for each in texts.values():
+                await nodes["a"].embed(*each)
+                await cached_in(nodes["b"], *each)
+            configs = nodes.configs
+        dead = mortal.owner(agreement_key(configs["a"]))
+        mortal[dead].kill()
+        first, second = (name for name in NAMES if name != dead)
+
+        async with running(configs[first]) as node:
+            await until(partial(shut, node, 1))
+            answer = await node.embed(*texts[second])
+
+    assert sources(answer) == ["valkey"] * 2
+    assert rows(answer) == [tap.computed[text][0] for text in texts[second]]
 
 
 async def test_no_vector_is_wrong_while_slots_move(tap: Tap, tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ class Nodes:
     nodes: dict[str, Node]
     processes: dict[str, asyncio.subprocess.Process]
     """Where they run as processes."""
+    configs: dict[str, NodeConfig]
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
@@ -212,7 +213,7 @@ async def running_nodes(
     ports = {name: free_port() for name in valkeys.servers}
     async with AsyncExitStack() as stack:
         tap_port = await stack.enter_async_context(serve_tap(tap))
-        started = Nodes(valkeys, tap, {}, {})
+        started = Nodes(valkeys, tap, {}, {}, {})
         for name, port in ports.items():
             (folder / f"node-{name}").mkdir()
             told = cluster_config(valkeys, name, ports, **cluster)
@@ -228,6 +229,7 @@ async def running_nodes(
                 cluster_secret_file=secret,
                 **fields,
             )
+            started.configs[name] = config
             if processes:
                 process = await stack.enter_async_context(node_process(config))
                 started.processes[name] = process

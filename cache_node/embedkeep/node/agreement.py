@@ -61,7 +61,7 @@ class Agreement:
         self._on_epoch = on_epoch
         self._record: bytes | None = None
         self._sure = False
-        """The one with the last word on the space was heard."""
+        """The Valkey with the last word on the space has said it."""
         self.space: Space | None = None
         """What this node serves; None: nothing is known yet."""
         self.adopted = asyncio.Event()
@@ -143,8 +143,8 @@ class Agreement:
         if key != self._key:
             await self._settle_copy(record, run, key)
             return
-        self._sure = True
         if record is not None and record == self._record:
+            self._sure = True
             return
         try:
             agreed = decode(record) if record is not None else None
@@ -161,7 +161,7 @@ class Agreement:
             if (record := _record(reply)) is None:
                 raise Unavailable("Valkey did not keep the agreement")
             agreed = decode(record)
-        self._record = record
+        self._record, self._sure = record, True
         if agreed != self.space:
             self._adopt(agreed)
 
