@@ -42,12 +42,19 @@ class Forming:
         self._since_s = time.monotonic()
         self.reason = Reason.MISSING
         """Where it stands."""
+        self.detail = ""
+        """Who stands in the way, and how; empty: nobody does."""
         self._task: asyncio.Task[None] | None = None
 
     @property
     def whole(self) -> bool:
         """Every slot is served, and all Valkeys know by whom."""
         return self.reason is Reason.SETTLED and not self.ended()
+
+    @property
+    def standing(self) -> str:
+        """Where it stands, for people."""
+        return f"{self.reason} ({self.detail})" if self.detail else str(self.reason)
 
     def ended(self) -> bool:
         """It was stopped. Raises what ended it against its will."""
@@ -81,6 +88,7 @@ class Forming:
             return todo.reason, ", ".join(f"{who}: {why}" for who, why in valkeys.silent.items())
 
     def _become(self, reason: Reason, detail: str) -> None:
+        self.detail = detail
         if reason is self.reason:
             return
         was_whole, self.reason = self.reason is Reason.SETTLED, reason
@@ -89,7 +97,7 @@ class Forming:
             self._tell(f"whole after {took_s:.1f} s: {len(self._wanted)} shards serve all slots")
         elif was_whole:
             self._since_s = time.monotonic()
-            self._tell(f"not whole: {reason}" + (f" ({detail})" if detail else ""), bad=True)
+            self._tell(f"not whole: {self.standing}", bad=True)
         self._on_change()
 
     def _tell(self, message: str, *, bad: bool = False) -> None:

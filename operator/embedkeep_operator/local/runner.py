@@ -120,7 +120,7 @@ class Running:
             for child in self.processes.values()
         ]
         if self.forming is not None and not self.forming.whole:
-            said.append(f"the Valkeys are no cluster yet ({self.forming.reason})")
+            said.append(f"the Valkeys are no cluster yet: {self.forming.standing}")
         return said
 
     async def over(self) -> NoReturn:

@@ -182,7 +182,7 @@ async def _live(console: Console, local: Local, running: Running) -> None:
 
     def drawn(counts: Counts, rate: dict[str, float]) -> RenderableType:
         forming = running.forming
-        apart = "" if forming is None or forming.whole else f"cluster: {forming.reason}\n"
+        apart = "" if forming is None or forming.whole else f"cluster: {forming.standing}\n"
         return view.picture(
             title,
             running.processes.values(),
