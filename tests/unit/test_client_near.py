@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedkeep.client.gathering import near_answer
 from embedkeep.client.near import Identity, NearRow, NearStore, Scope
 from embedkeep.client.options import NearCache
 from embedkeep.views import View
@@ -189,3 +190,36 @@ def test_it_remembers_so_many_tenants_and_not_more(monkeypatch: pytest.MonkeyPat
 
     assert [found_by(store, name, "text") for name in (b"one", b"three")] == [{"text"}] * 2
     assert len(store) == 2
+
+
+def test_rows_come_all_together_in_their_order_or_not_at_all() -> None:
+    now = [0.0]
+    store = a_store(max_age_s=10, now=now)
+    store.keep(store.look_up(SCOPE, [])[0], A, SCOPE, {"a": a_row(tokens=1), "b": a_row(tokens=2)})
+
+    assert store.all_of(SCOPE, ["b", "a", "b"]) == (A, [a_row(tokens=n) for n in (2, 1, 2)])
+    assert store.all_of(SCOPE, ["a", "c"]) is None
+    assert store.all_of(SCOPE, ["a", 7]) is None
+    assert store.all_of(SCOPE, []) is None
+    now[0] = 11.0
+    assert store.all_of(SCOPE, ["a"]) is None
+
+
+def test_what_was_answered_last_goes_last() -> None:
+    store = a_store(max_bytes=2000)  # room for four
+    keep(store, "a", "b", "c", "d")
+
+    store.all_of(SCOPE, ["a"])
+    keep(store, "e")
+
+    assert found(store, "a", "b") == {"a"}
+
+
+def test_a_near_answer_is_the_callers_own_to_write_to() -> None:
+    rows = [NearRow(vector=bytes(8), tokens=1, truncated=True)]
+    first = near_answer(A, rows)
+
+    first.vectors[:] = 1.0
+
+    assert near_answer(A, rows).vectors.tolist() == [[0.0, 0.0]]
+    assert first.truncated == (0,)

@@ -16,6 +16,7 @@ from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Response, Transmit
 from embedkeep.client.options import (
+    PLAIN,
     Ask,
     ClientOptions,
     EmbedOptions,
@@ -59,7 +60,7 @@ class AsyncClient:
         self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]
     ) -> NDArray[np.float32]:
         """Embed *texts*: shape [n, d], float32, rows in their order; as `Client.embed`."""
-        detailed = await self._embed(texts, Ask(**how), strict=True)
+        detailed = await self._embed(texts, Ask(**how) if how else PLAIN, strict=True)
         detailed.raise_failures()
         return detailed.vectors
 
@@ -67,7 +68,7 @@ class AsyncClient:
         self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]
     ) -> Embedded:
         """Embed *texts* and tell all about it; as `Client.embed_detailed`."""
-        return await self._embed(texts, Ask(**how), strict=False)
+        return await self._embed(texts, Ask(**how) if how else PLAIN, strict=False)
 
     async def invalidate(
         self,
@@ -129,7 +130,9 @@ class AsyncClient:
         return f"AsyncClient({self._target!r}, {self._options!r})"
 
     async def _embed(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> Embedded:
-        exchange = self._core.embedding(texts, ask, strict=strict)
+        exchange = self._core.embedding(texts, ask, strict=strict, near=not self._lines.closed)
+        if isinstance(exchange, Embedded):
+            return exchange
         lost: list[int] = []
         try:
             await self._drive(exchange)

@@ -5,14 +5,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.client.embedding import EmbedExchange, Learned, Setting, check, utf8_bytes
+from embedkeep.client.embedding import (
+    EmbedExchange,
+    Learned,
+    Setting,
+    check,
+    scope_of,
+    utf8_bytes,
+)
 from embedkeep.client.exchange import (
     NOBODY,
     Caller,
@@ -20,10 +27,11 @@ from embedkeep.client.exchange import (
     InvalidateExchange,
     Patience,
 )
+from embedkeep.client.gathering import near_answer
 from embedkeep.client.importing import ImportExchange
 from embedkeep.client.near import NearStore
 from embedkeep.client.options import Ask, ImportAsk, Options
-from embedkeep.client.results import ClientStats
+from embedkeep.client.results import ClientStats, Embedded
 from embedkeep.client.splitting import PartLimits, split
 from embedkeep.errors import InvalidConfig, InvalidResponse
 from embedkeep.v1 import cache_pb2
@@ -32,6 +40,18 @@ from embedkeep.views import apply, resolve
 INVALIDATE_BYTES: Final = 1 << 20
 """Largest Invalidate request: well below what any node takes."""
 INVALIDATE_INPUTS: Final = 1000
+
+
+@dataclass(slots=True)
+class _Counts:
+    """`ClientStats`, while it grows."""
+
+    calls: int = 0
+    inputs: int = 0
+    near_hits: int = 0
+    requests: int = 0
+    retries: int = 0
+    fallback_inputs: int = 0
 
 
 class Core:
@@ -57,7 +77,7 @@ class Core:
             NearStore(options.near_cache, clock=clock) if options.near_cache is not None else None
         )
         self._lock = threading.Lock()
-        self._stats = ClientStats()
+        self._counts = _Counts()
         self.caller()  # a key that cannot be read is found out before the first call
 
     def caller(self) -> Caller:
@@ -74,16 +94,24 @@ class Core:
             tenant=hashlib.blake2b(key.encode(), digest_size=16).digest(),
         )
 
-    def embedding(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> EmbedExchange:
-        """A call of `embed`.
+    def embedding(
+        self, texts: Sequence[str] | str, ask: Ask, *, strict: bool, near: bool
+    ) -> EmbedExchange | Embedded:
+        """A call of `embed`: its exchange, or its answer where the near cache has all of it.
+
+        An exchange would find the same there; it costs three times as much.
 
         Args:
             strict: Refuse the whole call for an input that no request can carry.
+            near: The near cache may answer.
 
         Raises:
             InvalidRequest: No texts.
             InvalidInput: *strict*, and a text that no request can carry.
         """
+        caller = self.caller()
+        if near and (answer := self._near_answer(texts, ask, caller)) is not None:
+            return answer
         batch, errors = check(texts)
         if strict and errors:
             raise errors[min(errors)]
@@ -96,7 +124,7 @@ class Core:
             batch,
             ask,
             patience=self._patience(timeout_s),
-            setting=self._setting(),
+            setting=self._setting(caller),
             errors=errors,
         )
 
@@ -173,7 +201,7 @@ class Core:
             vectors,
             ask,
             patience=self._patience(ask.timeout_s or self.options.timeout_s),
-            setting=self._setting(),
+            setting=self._setting(self.caller()),
         )
 
     def forget_near(self, exchange: InvalidateExchange) -> None:
@@ -184,30 +212,43 @@ class Core:
     def count(self, exchange: EmbedExchange, *, fallback_inputs: int) -> None:
         """Book a call."""
         with self._lock:
-            was = self._stats
-            self._stats = replace(
-                was,
-                calls=was.calls + 1,
-                inputs=was.inputs + exchange.size,
-                near_hits=was.near_hits + exchange.near_hits,
-                requests=was.requests + exchange.sent,
-                retries=was.retries + exchange.retried,
-                fallback_inputs=was.fallback_inputs + fallback_inputs,
-            )
+            counts = self._counts
+            counts.calls += 1
+            counts.inputs += exchange.size
+            counts.near_hits += exchange.near_hits
+            counts.requests += exchange.sent
+            counts.retries += exchange.retried
+            counts.fallback_inputs += fallback_inputs
 
     @property
     def stats(self) -> ClientStats:
         """What was booked so far."""
-        return self._stats
+        with self._lock:
+            return ClientStats(**asdict(self._counts))
 
-    def _setting(self) -> Setting:
+    def _near_answer(self, texts: Sequence[str] | str, ask: Ask, caller: Caller) -> Embedded | None:
+        if self._near is None or ask.cache.no_cache:
+            return None
+        batch = (texts,) if isinstance(texts, str) else texts
+        if not isinstance(batch, tuple | list):
+            return None  # it may be possible to read it only once
+        scope = scope_of(ask, encoding=self.options.encoding, caller=caller)
+        if (found := self._near.all_of(scope, batch)) is None:
+            return None
+        with self._lock:
+            self._counts.calls += 1
+            self._counts.inputs += len(batch)
+            self._counts.near_hits += len(batch)
+        return near_answer(*found)
+
+    def _setting(self, caller: Caller) -> Setting:
         return Setting(
             learned=self._learned,
             near=self._near,
             encoding=self.options.encoding,
             parallel=self.options.parallel,
             has_fallback=self.options.fallback is not None,
-            caller=self.caller(),
+            caller=caller,
         )
 
     def _patience(self, timeout_s: float) -> Patience:

@@ -26,7 +26,7 @@ from embedkeep.client.exchange import (
 )
 from embedkeep.client.gathering import Gathered
 from embedkeep.client.near import Identity, NearStore, Scope
-from embedkeep.client.options import Ask
+from embedkeep.client.options import PLAIN, Ask
 from embedkeep.client.results import CacheInfo, Embedded
 from embedkeep.client.splitting import PartLimits, inputs_an_answer_holds, split
 from embedkeep.client.wire import Answer, answer_of, info_of, request_of
@@ -103,12 +103,7 @@ class EmbedExchange(Exchange):
         self._setting = setting
         self._refused = errors
         self._falls_back = setting.has_fallback and not ask.cache.only_if_cached
-        self._scope = Scope(
-            tenant=setting.caller.tenant,
-            model=ask.model,
-            prompt=ask.prompt,
-            view=ask.view(setting.encoding),
-        )
+        self._scope = scope_of(ask, encoding=setting.encoding, caller=setting.caller)
         self._info: CacheInfo | None = None
         self._asked_again = False
         self._refusal: EmbedKeepError | None = None
@@ -316,6 +311,19 @@ class EmbedExchange(Exchange):
         self._drop_letters()
         if not (self._falls_back and isinstance(error, Unavailable | DeadlineExceeded)):
             raise error
+
+
+def scope_of(ask: Ask, *, encoding: Encoding, caller: Caller) -> Scope:
+    """What the near cache tells the answers to *ask* from others by."""
+    if ask is PLAIN and caller is NOBODY:
+        return _PLAIN_SCOPES[encoding]
+    return Scope(tenant=caller.tenant, model=ask.model, prompt=ask.prompt, view=ask.view(encoding))
+
+
+_PLAIN_SCOPES: Final = {
+    encoding: Scope(model=None, prompt=None, view=PLAIN.view(encoding)) for encoding in Encoding
+}
+"""The usual ones, made once: an equal object takes longer to find than the same."""
 
 
 def check(texts: Sequence[str] | str) -> tuple[list[str], dict[int, InvalidInput]]:

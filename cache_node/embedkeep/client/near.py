@@ -4,7 +4,7 @@ import itertools
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -112,6 +112,26 @@ class NearStore:
                 self._rows.move_to_end(key)
                 found[text] = kept[1]
             return tenant.generation, tenant.identity, found
+
+    def all_of(
+        self, scope: Scope, texts: Sequence[object]
+    ) -> tuple[Identity, list[NearRow]] | None:
+        """Rows for *texts*, in their order, and what they were made in. None: one is not there."""
+        oldest = self._clock() - self._options.max_age_s
+        with self._lock:
+            tenant = self._tenant(scope.tenant)
+            number = tenant.scopes.get(scope, -1)
+            keys = [(number, text) for text in texts if isinstance(text, str)]
+            rows = [
+                kept[1]
+                for key in keys
+                if (kept := self._rows.get(key)) is not None and kept[0] >= oldest
+            ]
+            if len(rows) < len(texts):
+                return None
+            for key in keys:
+                self._rows.move_to_end(key)
+            return (tenant.identity, rows) if rows and tenant.identity is not None else None
 
     def keep(
         self, generation: int, identity: Identity, scope: Scope, rows: dict[str, NearRow]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +193,10 @@ class Ask:
     def prompt_name(self) -> str | None:
         """The prompt, from its own field or from `name:prompt`."""
         return self.prompt or (self.model or "").partition(":")[2] or None
+
+
+PLAIN: Final = Ask()
+"""A call without options."""
 
 
 class EmbedOptions(TypedDict, total=False):

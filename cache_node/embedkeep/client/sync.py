@@ -16,6 +16,7 @@ from embedkeep.client.core import Core
 from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Request, Response, Transmit
 from embedkeep.client.options import (
+    PLAIN,
     Ask,
     ClientOptions,
     EmbedOptions,
@@ -96,7 +97,7 @@ class Client:
             PartialFailure: Some texts failed; carries their errors and the other rows.
             EmbedKeepError: The call failed, or all texts did: see `embedkeep.errors`.
         """
-        detailed = self._embed(texts, Ask(**how), strict=True)
+        detailed = self._embed(texts, Ask(**how) if how else PLAIN, strict=True)
         detailed.raise_failures()
         return detailed.vectors
 
@@ -107,7 +108,7 @@ class Client:
             InvalidRequest: No texts, or an option out of range.
             EmbedKeepError: The call failed as a whole.
         """
-        return self._embed(texts, Ask(**how), strict=False)
+        return self._embed(texts, Ask(**how) if how else PLAIN, strict=False)
 
     def invalidate(
         self,
@@ -200,7 +201,9 @@ class Client:
         return f"Client({self._target!r}, {self._options!r})"
 
     def _embed(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> Embedded:
-        exchange = self._core.embedding(texts, ask, strict=strict)
+        exchange = self._core.embedding(texts, ask, strict=strict, near=not self._lines.closed)
+        if isinstance(exchange, Embedded):
+            return exchange
         lost: list[int] = []
         try:
             self._drive(exchange)
