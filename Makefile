@@ -48,6 +48,10 @@ lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are u
 bench: $(PEERS)/ready  ## Measure beside peers, renew docs/benchmarks.md (half an hour); needs EMBEDKEEP_DATA
 	$(PEERS)/bin/python benchmarks/all.py $(if $(QUICK),--quick)
 
+.PHONY: profile
+profile: $(PEERS)/ready  ## See where a node's time goes, renew docs/performance.md (1 minute); traces a process
+	$(PEERS)/bin/python benchmarks/node_profile.py
+
 .PHONY: proto
 proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files
 	$(BIN)/python -m grpc_tools.protoc -I cache_node \

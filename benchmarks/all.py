@@ -44,6 +44,7 @@ SCRIPTS: Final = (
     Script("curves"),
     Script("overload"),
     Script("node_cpu", quick=False),
+    Script("miss", quick=False),
     Script("embedder", quick=False, torch=True),
     Script("bulk", quick=False),
     Script("memory", quick=False),
