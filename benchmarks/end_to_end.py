@@ -47,6 +47,8 @@ ROUNDS: Final = 2
 CHUNK: Final = 64
 """Passages a call while they are ingested."""
 NEAREST: Final = 10
+TIMEOUT_S: Final = 120.0
+"""Of a call: a chunk of passages takes a busy machine longer than a person's patience."""
 NO_CACHE: Final = "no cache"
 
 Lists = list[list[float]]
@@ -130,7 +132,7 @@ def adapter(stack: ExitStack, rig: Rig, embedder: Embedder, *, near: bool = Fals
     """The adapter for LangChain."""
     node = rig.node(embedder.grpc_port, rig.valkey())
     near_cache = NearCache(max_bytes=16 << 20) if near else None
-    client = stack.enter_context(Client(node.address, near_cache=near_cache))
+    client = stack.enter_context(Client(node.address, near_cache=near_cache, timeout_s=TIMEOUT_S))
     return EmbedKeepEmbeddings(client)
 
 
