@@ -45,7 +45,6 @@ SCRIPTS: Final = (
     Script("overload"),
     Script("node_cpu", quick=False),
     Script("miss", quick=False),
-    Script("starting", quick=False),
     Script("embedder", quick=False, torch=True),
     Script("bulk", quick=False),
     Script("memory", quick=False),
