@@ -46,6 +46,7 @@ SCRIPTS: Final = (
     Script("node_cpu", quick=False),
     Script("miss", quick=False),
     Script("embedder", quick=False, torch=True),
+    Script("int8", quick=False, torch=True),
     Script("bulk", quick=False),
     Script("memory", quick=False),
     Script("starting", quick=False),

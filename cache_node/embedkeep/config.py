@@ -357,8 +357,8 @@ class EmbedderConfig(_Frozen):
     dtype: Dtype = Dtype.FLOAT32
     """float16 and bfloat16 need torch on a GPU."""
     quantization: Quantization = Quantization.NONE
-    """Int8 needs onnx and float32: its matrices are then multiplied as integers. Twice as fast or
-    more, and another model: see docs/operations.md."""
+    """Int8 needs onnx and float32: its matrices are then multiplied as integers. About twice as
+    fast, and another model: see docs/operations.md."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads. None: one a core that this process may use."""
     work_dir: Path | None = None

@@ -38,7 +38,7 @@ BITS_KEY: Final = "embedkeep.weight_bits"
 _STEPS: Final = 255
 """From a row's smallest number to its largest."""
 _SMALLEST_SCALE: Final = np.float32(1e-20)
-"""For rows of one number only, whose range is 0."""
+"""For rows of one number only, whose range is 0: 0 / 0 has no integer that all CPUs agree on."""
 _AXES_ARE_INPUT: Final = 18
 """The opset from which on ReduceMax and ReduceMin take their axes as an input."""
 
