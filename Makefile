@@ -19,7 +19,8 @@ demo: $(VENV)/runtime  ## Start the cache here, replay real questions, show what
 
 .PHONY: test
 test: $(VENV)/dev  ## All tests that need neither a cluster nor torch
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch_backend --ignore tests/clients
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch_backend \
+	  --ignore tests/clients --ignore tests/soak
 
 .PHONY: test-torch
 test-torch: $(VENV)/torch  ## The torch backend's tests; downloads torch
@@ -30,6 +31,11 @@ test-clients: $(PEERS)/ready  ## Tests with the clients that people use: openai,
 	@# When the clients of others close their connections is not ours to judge.
 	$(PEERS)/bin/python -m pytest tests/clients \
 	  -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+
+SOAK_MINUTES ?= 30
+.PHONY: soak
+soak: $(VENV)/dev  ## Half an hour of work and bad luck: no wrong vector, nothing that grows
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -s tests/soak
 
 .PHONY: lint
 lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are up to date

