@@ -93,6 +93,32 @@ def test_a_wrong_file_is_named_without_a_traceback(
     assert run(*arguments, capsys=capsys) == (2, "", said)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["embed", "--api-key-file", "none.key", "a"], "--api-key-file: none.key cannot be read"),
+        (["embed", "--tls-ca", "none.pem", "a"], "--tls-ca: none.pem cannot be read"),
+        (
+            ["embed", "--tls-cert", "some.pem", "a"],
+            "--tls-cert: give both --tls-cert and",
+        ),
+        (["export", "--texts", "none.txt", "-o", "x.jsonl"], "--texts: none.txt cannot be read"),
+        (
+            ["export", "--texts", "none.txt", "-o", "x.npy"],
+            "--output: x.npy: export writes",
+        ),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_named_by_the_flag_that_was_given(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(*arguments, "--address", "127.0.0.1:1", capsys=capsys)
+
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
+
+
 def test_wishes_that_are_not_built_end_up_with_all_of_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -124,8 +124,7 @@ def cli() -> None:
     """Keep embeddings, so that the same text never costs a forward pass twice.
 
     A cache stands between services and an embedding model, and answers a text it has seen before
-    with the very vector that the model returned. One YAML file describes it, on this machine and
-    on Kubernetes.
+    with the very vector that the model returned. One YAML file describes it; `up` runs it.
     """
 
 

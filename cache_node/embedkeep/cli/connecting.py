@@ -1,6 +1,6 @@
 """How a command reaches a cache: the options that say whom to call and as whom, and the client."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypedDict, TypeVar
@@ -11,7 +11,7 @@ from embedkeep.cli.finding import Target, target_of
 from embedkeep.client import Client, Retries
 from embedkeep.client.options import ClientOptions
 from embedkeep.config import ClientTls
-from embedkeep.errors import Unavailable
+from embedkeep.errors import InvalidConfig, Unavailable
 from embedkeep.runs import default_root
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -34,6 +34,14 @@ class Reach(TypedDict):
 PATIENCE_S: Final = 600.0
 """Longest wait for a call of a long run: a node that is overrun or restarts comes back before."""
 _LONG: Final = Retries(max_attempts=1_000_000, max_pause_s=5.0)
+
+_FLAGS: Final = {
+    "api_key": "--api-key-file",
+    "tls.ca_file": "--tls-ca",
+    "tls.cert_file": "--tls-cert",
+    "tls.key_file": "--tls-key",
+}
+"""By the client's field."""
 
 _CLOSED: Final = "Socket closed"
 """How gRPC says that the other side took the connection and then ended it."""
@@ -88,8 +96,23 @@ def connected(flags: Reach, *, patience_s: float | None = None) -> Iterator[Clie
     options = ClientOptions(api_key=flags["api_key_file"], tls=tls)
     if patience_s is not None:
         options |= ClientOptions(timeout_s=patience_s, retries=_LONG, parallel=1)
-    with _hinting(tls), Client(target.address, **options) as client:
+    with naming(_FLAGS), _hinting(tls), Client(target.address, **options) as client:
         yield client
+
+
+@contextmanager
+def naming(flags: Mapping[str, str]) -> Iterator[None]:
+    """Name the flag that was given where the block's errors name something else.
+
+    Args:
+        flags: By the field that the errors name.
+    """
+    try:
+        yield
+    except InvalidConfig as error:
+        if error.source or (flag := flags.get(error.field)) is None:
+            raise
+        raise InvalidConfig(str(error).removeprefix(f"{error.field}: "), field=flag) from error
 
 
 @contextmanager
@@ -106,6 +129,8 @@ def _hinting(tls: ClientTls | None) -> Iterator[None]:
 def _tls(target: Target, flags: Reach) -> ClientTls | None:
     if not any((flags["tls_ca"], flags["tls_cert"], flags["tls_key"], flags["tls_name"])):
         return target.tls
+    if (flags["tls_cert"] is None) != (flags["tls_key"] is None):
+        raise InvalidConfig("give both --tls-cert and --tls-key, or neither", field="--tls-cert")
     return ClientTls(
         ca_file=flags["tls_ca"],
         cert_file=flags["tls_cert"],

@@ -7,9 +7,10 @@ from typing import Unpack
 import click
 
 from embedkeep.cli.bulk import Bulk, run
-from embedkeep.cli.connecting import PATIENCE_S, Reach, connected, reaching
+from embedkeep.cli.connecting import PATIENCE_S, Reach, connected, naming, reaching
 from embedkeep.client import CacheControl, Priority
 from embedkeep.client.options import EmbedOptions
+from embedkeep.errors import InvalidConfig
 
 EPILOG = """
 \b
@@ -66,12 +67,18 @@ def export(**flags: Unpack[Flags]) -> None:
     A cache keeps no texts, only keys made of them, so you say which texts you mean; how many of
     them are not cached is counted. `embedkeep import` reads what this writes, bit for bit.
     """
+    output = flags["output"]
+    if flags["format"] is None and output.suffix == ".npy":
+        raise InvalidConfig(
+            f"{output}: export writes Parquet or JSON lines; name it so, or give --format",
+            field="--output",
+        )
     task = Bulk(
         name="export",
         source=flags["texts"],
         field=flags["field"],
-        output=flags["output"],
-        format=flags["format"] or ("parquet" if flags["output"].suffix == ".parquet" else "jsonl"),
+        output=output,
+        format=flags["format"] or ("parquet" if output.suffix == ".parquet" else "jsonl"),
         with_text=flags["with_text"],
         how=EmbedOptions(
             model=flags["model"],
@@ -82,7 +89,11 @@ def export(**flags: Unpack[Flags]) -> None:
         ),
         missing_is_fine=True,
     )
-    with connected(flags, patience_s=flags["timeout"]) as client:
+    # The texts are read as `embed` reads them, whose flag has another name.
+    with (
+        naming({"--file": "--texts"}),
+        connected(flags, patience_s=flags["timeout"]) as client,
+    ):
         tally, summary = run(task, client, restart=flags["restart"])
     click.echo(summary, err=True)
     if tally.failed:

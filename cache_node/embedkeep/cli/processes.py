@@ -42,7 +42,7 @@ def node(file: Path) -> None:
 
 @click.group(
     invoke_without_command=True,
-    epilog="\b\nExample:\n"
+    epilog="\b\nExamples:\n"
     "  embedkeep embedder --config ~/.local/state/embedkeep/quickstart/embedder.json\n"
     "  embedkeep embedder export sentence-transformers/all-MiniLM-L6-v2 --output ./minilm",
 )
