@@ -1,9 +1,14 @@
 """LangChain: `EmbedKeepEmbeddings` is an `Embeddings`."""
 
-from langchain_core.embeddings import Embeddings
-
 from embedkeep.adapters.asking import DOCUMENT, QUERY, Asking
 from embedkeep.client import AsyncClient, Client
+
+try:
+    from langchain_core.embeddings import Embeddings
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed: pip install 'embedkeep[langchain]'", name=error.name
+    ) from error
 
 
 class EmbedKeepEmbeddings(Embeddings):  # type: ignore[misc]  # checked without the framework too

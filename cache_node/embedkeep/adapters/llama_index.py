@@ -2,11 +2,16 @@
 
 from typing import Any, Final
 
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
-
 from embedkeep.adapters.asking import DOCUMENT, QUERY, Asking
 from embedkeep.client import AsyncClient, Client
+
+try:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.bridge.pydantic import PrivateAttr
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed: pip install 'embedkeep[llama-index]'", name=error.name
+    ) from error
 
 BATCH_TEXTS: Final = 2048
 """Texts a call. LlamaIndex's own 10 would cost a round trip for each ten; the client splits."""
