@@ -35,8 +35,8 @@ def resolve(view: View, *, model_dimensions: int, model_normalizes: bool) -> Vie
     """
     if view.dimensions > model_dimensions:
         raise InvalidRequest(
-            f"view.dimensions is {view.dimensions}; this model has {model_dimensions}: "
-            f"ask for 1 to {model_dimensions}, or 0 for all"
+            f"dimensions is {view.dimensions}; this model has {model_dimensions}: ask for 1 to "
+            f"{model_dimensions}, or leave it out for all"
         )
     dimensions = view.dimensions or model_dimensions
     cut = dimensions < model_dimensions

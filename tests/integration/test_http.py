@@ -86,11 +86,13 @@ async def test_a_wrong_method_type_or_path_is_refused(http: Http, path: str) -> 
     method = await http.ask("GET", path)
     kind = await http.ask("POST", path, data=b"{}", headers={"content-type": "text/plain"})
     nowhere = await http.ask("GET", f"{path}/x")
+    unversioned = await http.ask("POST", "/embeddings", data=b"{}")
 
     assert (method.status, method.headers["allow"]) == (405, "POST")
     assert (kind.status, "text/plain" in said(kind)) == (415, True)
     assert nowhere.status == 404
-    assert f"{path}/x: there is no such path" in said(nowhere)
+    assert f"{path}/x: there is no such path; there are /v1/embeddings, " in said(nowhere)
+    assert "did you mean /v1/embeddings?" in said(unversioned)
 
 
 @pytest.mark.parametrize("path", BODIES)

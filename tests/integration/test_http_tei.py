@@ -61,8 +61,8 @@ async def test_dimensions_and_prompt_name_are_what_they_are_over_grpc(
         pytest.param({"inputs": "a", "prompt_name": "x"}, 422, "'x' is unknown", id="no prompt"),
         pytest.param({"inputs": "a", "dimensions": 99}, 422, "has 8", id="too many dimensions"),
         pytest.param({"inputs": ["a", 3]}, 422, "inputs[1]", id="a number among texts"),
-        pytest.param({"inputs": []}, 422, "at least 1 item", id="no input"),
-        pytest.param({}, 422, "inputs: Field required", id="no field"),
+        pytest.param({"inputs": []}, 422, "inputs: must not be empty", id="no input"),
+        pytest.param({}, 422, "inputs: is missing", id="no field"),
         pytest.param(
             {"inputs": "a", "truncation_direction": "Left"}, 422, "'Right'", id="the other end"
         ),

@@ -101,7 +101,7 @@ async def test_the_largest_request_and_its_answer_fit_the_messages(node: Node) -
         (
             {"view": {"dimensions": DIMENSIONS + 1}},
             grpc.StatusCode.INVALID_ARGUMENT,
-            f"view.dimensions is {DIMENSIONS + 1}",
+            f"dimensions is {DIMENSIONS + 1}; this model has {DIMENSIONS}",
         ),
         ({"view": {"encoding": 7}}, grpc.StatusCode.INVALID_ARGUMENT, "view.encoding: 7"),
         ({"priority": 9}, grpc.StatusCode.INVALID_ARGUMENT, "priority: 9"),

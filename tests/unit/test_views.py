@@ -147,5 +147,5 @@ def test_what_is_stored_is_never_changed() -> None:
 
 
 def test_more_dimensions_than_the_model_has_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="this model has 8: ask for 1 to 8, or 0 for all"):
+    with pytest.raises(InvalidRequest, match="this model has 8: ask for 1 to 8, or leave it out"):
         resolve(View(dimensions=9), model_dimensions=DIMENSIONS, model_normalizes=True)

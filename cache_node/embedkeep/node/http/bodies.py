@@ -136,6 +136,10 @@ def _too_large(most: int) -> Misdirected:
     )
 
 
+_PLAINLY: Final = {"missing": "is missing", "too_short": "must not be empty"}
+"""By pydantic's type of error: what it says of itself speaks of validation."""
+
+
 def _wrong(item: ErrorDetails) -> InvalidRequest:
     said = item["msg"].replace("Input should be", "must be")
     if item["type"] == "json_invalid":
@@ -146,6 +150,7 @@ def _wrong(item: ErrorDetails) -> InvalidRequest:
             where += f"[{part}]"
         elif part not in _TAGS:
             where += f".{part}" if where else part
+    said = _PLAINLY.get(item["type"], said)
     given = "" if item["type"] == "missing" else f", got {_short(item['input'])}"
     return WrongField(f"{where or 'the body'}: {said}{given}", param=where or None)
 

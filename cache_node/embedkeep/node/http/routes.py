@@ -97,7 +97,7 @@ class Router:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         if (route := self._find(request.path)) is None:
-            return self._refuse(Misdirected(f"{request.path}: there is no such path", status=404))
+            return self._refuse(self._nowhere(request.path))
         try:
             return await _handler(route, request.method)(request)
         except EmbedKeepError as error:
@@ -105,6 +105,13 @@ class Router:
         except Exception:  # the outermost edge: a bug must not end in a traceback for a caller
             log.exception("an HTTP request failed", path=request.path)
             return route.refuse(Internal("the node failed; its log says why"))
+
+    def _nowhere(self, path: str) -> Misdirected:
+        """Say what was meant: /embeddings is asked for where a base URL lacks its /v1."""
+        known = [each for each in self._routes if not each.endswith(BELOW)]
+        meant = next((each for each in known if each.endswith(path)), None)
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
+        return Misdirected(f"{path}: there is no such path; {hint}", status=404)
 
     def _find(self, path: str) -> Route | None:
         if (route := self._routes.get(path)) is not None:
