@@ -109,7 +109,8 @@ def fields(schema: Json, *, path: str, shared: Json) -> Iterator[Sequence[str]]:
             f"`{path}`",
             allowed + (", or null" if has_null and allowed else ""),
             default_of(schema),
-            " ".join(str(text).split()),
+            # What is null in a file is None to whoever reads the types.
+            re.sub(r"\bNone([:,])", r"Null\1", " ".join(str(text).split())),
         )
     for choice in choices:
         inside = [("", choice)]

@@ -29,13 +29,16 @@ class Listen(_Frozen):
     host: str = "127.0.0.1"
     """Address to bind. Loopback, unless a pod's network is meant."""
     port: Port = 0
+    """0: the kernel picks a free one, and the process says which: see announce_file."""
 
 
 class ServerTls(_Frozen):
     """Certificates that a server shows, re-read when the files change."""
 
     cert_file: Path
+    """PEM, with the chain."""
     key_file: Path
+    """PEM, without a password."""
     client_ca_file: Path | None = None
     """Clients must show a certificate of this authority. None: any client may connect."""
 
@@ -48,6 +51,7 @@ class ClientTls(_Frozen):
     cert_file: Path | None = None
     """Shown to a server that asks; with key_file. None: nothing is shown."""
     key_file: Path | None = None
+    """Of cert_file."""
     server_name: str | None = None
     """Name that the server's certificate must carry. None: the host dialled."""
 
@@ -65,6 +69,7 @@ class PathSource(_Frozen):
     """A sentence-transformers folder on disk."""
 
     path: Path
+    """The folder, which holds modules.json."""
 
 
 class PackageSource(_Frozen):
@@ -78,6 +83,7 @@ class ModelSpec(_Frozen):
     """Which model, and how its inputs are prepared."""
 
     name: str
+    """Full name, by which callers may ask for it."""
     revision: str | None = None
     """Hub commit, tag or branch; part of the fingerprint. None: what the source holds."""
     prompts: dict[str, str] = Field(default_factory=dict)
@@ -104,7 +110,9 @@ class ValkeyTarget(_Frozen):
     """The Valkey beside a node."""
 
     host: str = "127.0.0.1"
+    """Address or name. Loopback, since it stands beside the node."""
     port: Annotated[int, Field(ge=1, le=65535)]
+    """Of TCP."""
     username: str | None = None
     """None: the default user."""
     password_file: Path | None = None
@@ -126,12 +134,14 @@ class Member(_Frozen):
     """One node among several and the Valkey beside it, as the others reach them."""
 
     name: Annotated[str, Field(min_length=1, max_length=63)]
+    """By which a node finds itself among the members, and logs speak of it."""
     address: Annotated[str, Field(min_length=1)]
     """gRPC target of the node, for its peers."""
     valkey_host: Annotated[str, Field(min_length=1)]
     """As the Valkey Cluster announces it, by address or host name: with the port it tells whose a
     slot is."""
     valkey_port: Annotated[int, Field(ge=1, le=65535)]
+    """As it announces it."""
 
 
 class Cluster(_Frozen):
@@ -177,6 +187,7 @@ class Tenant(_Frozen):
     """Who may call, and whose entries are kept apart."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    """Part of its entries' keys: renamed, it starts empty."""
     api_key_file: Path
     """One key a line; several are valid at once, so that a key can be rotated without a gap."""
 
@@ -298,6 +309,7 @@ class Batching(_Frozen):
     """While a lower class has an input that waits longer, every fourth batch is that class's:
     nothing starves, and no backlog stands before people."""
     max_batch_inputs: Annotated[int, Field(ge=1)] = 512
+    """Inputs of one batch, however short they are."""
     max_queue_inputs: Annotated[int, Field(ge=1)] = 16384
     """Beyond it work is refused with RESOURCE_EXHAUSTED; bulk beyond three quarters of it,
     background work beyond half."""
@@ -305,6 +317,7 @@ class Batching(_Frozen):
     """Texts of requests that are not answered yet, in characters together; shares as above. A
     request that is alone may have more. Half of it holds the largest message."""
     max_request_inputs: Annotated[int, Field(ge=1)] = 2048
+    """Inputs of one request of a node: as many as a caller may send to it at once."""
 
 
 class Protocol(StrEnum):
@@ -328,7 +341,7 @@ class Upstream(_Frozen):
     key_file: Path | None = None
     """File with the bearer token, read again when it changes. None: see key_env."""
     key_env: str | None = None
-    """Environment variable with the bearer token. None: and no key_file: no token is sent."""
+    """Environment variable with the bearer token. None, and no key_file: no token is sent."""
     ca_file: Path | None = None
     """Authorities trusted beside the system's, or those of SSL_CERT_FILE. None: those alone."""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
@@ -368,7 +381,9 @@ class EmbedderConfig(_Frozen):
     tls: ServerTls | None = None
     batch: Batching = Field(default_factory=Batching)
     max_message_bytes: Annotated[int, Field(ge=64 << 10)] = 64 << 20
+    """Request and answer; fewer inputs are taken at once where their vectors would not fit."""
     drain_s: Annotated[float, Field(ge=0)] = 20.0
+    """As in NodeConfig, seconds."""
     announce_file: Path | None = None
     """As in NodeConfig."""
 

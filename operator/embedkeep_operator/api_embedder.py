@@ -112,7 +112,7 @@ class ExternalEmbedder(Part):
     key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)] | None = (
         None
     )
-    """Environment variable with the bearer token: OPENAI_API_KEY. Null: and no secretRef: none is
+    """Environment variable with the bearer token: OPENAI_API_KEY. Null, and no secretRef: none is
     sent."""
     ca_secret_ref: CaRef | None = None
     """Authorities that are trusted beside the system's. Absent: those alone."""
