@@ -264,7 +264,7 @@ def test_other_options_are_refused_and_a_restart_begins_anew(
     node.requests.clear()
     result = bulk(address, source, output, "--prompt", "query", "--restart")
 
-    assert "prompt was None then and is 'query' now" in str(refused)
+    assert "prompt was not given then and is 'query' now" in str(refused)
     assert result.exit_code == 0, result.output
     assert len(node.texts) == 1000
 

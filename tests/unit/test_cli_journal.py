@@ -24,8 +24,14 @@ def test_a_run_goes_on_where_files_hold_at_least_what_they_should() -> None:
     [
         (FOUND, TASK, {"part": 9}, "part has lost"),
         (FOUND, TASK, {}, "part has lost"),
-        (FOUND, TASK | {"prompt": "query"}, {"part": 10}, "prompt was None then and is 'query'"),
-        (FOUND, {"do": "embed"} | {"new": 1}, {"part": 10}, "new was None then and is 1 now"),
+        (
+            FOUND,
+            TASK | {"prompt": "query"},
+            {"part": 10},
+            "prompt was not given then and is 'query' now",
+        ),
+        (FOUND, {"do": "embed"} | {"new": 1}, {"part": 10}, "new was not given then and is 1 now"),
+        (FOUND, TASK | {"text": True}, {"part": 10}, "text was not given then and is on now"),
         (replace(FOUND, version=99), TASK, {"part": 10}, "another version"),
     ],
 )

@@ -58,11 +58,17 @@ def go_on_from(found: Checkpoint, task: Mapping[str, Json], sizes: Mapping[str, 
     for name in sorted(task.keys() | found.task.keys()):
         before, now = found.task.get(name), task.get(name)
         if before != now:
-            return f"{name} was {before!r} then and is {now!r} now"
+            return f"{name} was {_shown(before)} then and is {_shown(now)} now"
     for name, size in found.sizes.items():
         if sizes.get(name, -1) < size:
             return f"{name} has lost what the checkpoint says was in it"
     return None
+
+
+def _shown(value: Json) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not given" if value is None else repr(value)
 
 
 class Witness:
