@@ -11,6 +11,7 @@ Writes the table in docs/performance.md and the pictures docs/images/node-{1,128
 """
 
 import asyncio
+import re
 import sys
 import tempfile
 import time
@@ -85,6 +86,12 @@ async def spied(pid: int, calls: list[Call], request: bytes, file: Path, kind: s
         raise SystemExit("py-spy failed: may it trace the node?")
 
 
+def entitled(picture: str, size: int) -> str:
+    """*picture* under a title that says what it shows: py-spy's is its own command line."""
+    said = f"A node that answers calls with {size} text{'' if size == 1 else 's'} from L1"
+    return re.sub(r'(<text id="title"[^>]*>)[^<]*', rf"\g<1>{said}", picture)
+
+
 async def measured(folder: Path) -> dict[int, dict[str, float]]:
     """Shares by size; draws the pictures on the way."""
     found: dict[int, dict[str, float]] = {}
@@ -100,6 +107,7 @@ async def measured(folder: Path) -> dict[int, dict[str, float]]:
             found[size] = shares(raw.read_text())
             picture = PLACE.images / f"node-{size}.svg"
             await spied(pid, calls, asked[size], picture, "flamegraph")
+            picture.write_text(entitled(picture.read_text(), size))
     return found
 
 

@@ -66,6 +66,16 @@ def test_pages_name_the_quickstarts_ports_and_no_others_on_this_machine() -> Non
     assert {*named} == {*map(str, nodes["ports"].values())}
 
 
+def test_pictures_and_results_name_no_folder_of_whoever_made_them() -> None:
+    """A profiler, for one, writes its command line into what it draws."""
+    made = [*(ROOT / "docs/images").glob("*.svg"), *(ROOT / "benchmarks/results").glob("*.json")]
+
+    naming = [file.name for file in made if re.search(r"/\.venv|--output /", file.read_text())]
+
+    assert len(made) > 5
+    assert naming == []
+
+
 def test_nothing_names_where_packages_come_from() -> None:
     """Locks hold hashes; which index serves them is the business of whoever installs."""
     locks = sorted((ROOT / "requirements").glob("*"))
