@@ -1,9 +1,14 @@
 """embedkeep's data plane and client: an embedding cache that answers repeats bit for bit.
 
-What most services import is here: `Client`, `AsyncClient` and the errors they raise. Beside it
-live the node (`embedkeep.node`), the embedder (`embedkeep.embedder`), what both are told
-(`embedkeep.config`), the wire (`embedkeep.v1`) and the command (`embedkeep.cli`). What runs on
-Kubernetes' side lives in `embedkeep_operator`, which nothing here imports.
+What most services import is here: `Client`, `AsyncClient` and the errors they raise. Below it live
+the client (`client`), what fits it into frameworks (`adapters`), the node (`node`), the embedder
+(`embedder`), the wire (`v1`) and the command (`cli`).
+
+What several of these share lies beside them: `errors`, one tree for all; `config`, what a node and
+an embedder are told; `keys`, `records` and `views`, what an entry is called, how it is kept and how
+it is handed out; `pairs`, what an imported vector must be; `channels`, `tls`, `refusal` and
+`serving`, what every gRPC client or server here does alike; `runs`, where `embedkeep up` says what
+it runs. What reads resources and runs caches is `embedkeep_operator`, which nothing here imports.
 
 The names are loaded when they are first used (PEP 562): a node has no use for the client, and
 a command's help none for gRPC and numpy.

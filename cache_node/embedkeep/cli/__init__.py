@@ -2,8 +2,8 @@
 
 Here live its frame (this module); `embed` with what it reads, writes and asks (`reading`,
 `writing`, `parquet`, `asking`; `finding` and `connecting` reach a cache); what long runs add
-(`bulk`, `longrun`, `pipeline`, `journal`, `progress`); `importing` with its `pairs` and
-`langchain_store`; `exporting`; and the commands that run one process (`processes`).
+(`bulk`, `longrun`, `pipeline`, `journal`, `progress`); `importing` with its `pairs`,
+`langchain_store` and `sending`; `exporting`; and the commands that run one process (`processes`).
 `up` and `status` live in `embedkeep_operator.local`. Nothing imports this package but the entry
 points and tests: what a command does beyond the command line belongs elsewhere.
 

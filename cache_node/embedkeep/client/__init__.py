@@ -1,7 +1,10 @@
 """The client: what services import. `embedkeep` hands out the same names.
 
 `sync` and `aio` do I/O; what a call sends and makes of the answers is decided, once for both, in
-`exchange` (requests, retries, deadline) and `embedding` (near cache, splitting, merging).
+`exchange` (requests, retries, deadline), `embedding` and `importing` (the two calls that are cut
+into requests, by `splitting`, and put together again, by `gathering`). Beside them: `core` (what
+`sync` and `aio` share), `near` (the near cache), `options` and `results` (what a caller says and
+gets), `wire` (messages) and `dialling` (targets and channels).
 
 What a node does with a call lives in `embedkeep.node`, the command in `embedkeep.cli`, which calls
 this package as any service does. It imports nothing of the node or the embedder, and no engine.

@@ -2,8 +2,8 @@
 
 What lives here, from the edge inwards:
 
-- `main`, `service`: the process and the wire (gRPC in, gRPC out).
-- `tenants`, `admission`: who calls, and how much of them may wait.
+- `main`; `service` and `http`: the process, and its two ways in, gRPC and HTTP.
+- `calls`, with `tenants` and `admission`: what both share, who calls, and how many may wait.
 - `cache`, `exchange`: the path of one request through the tiers, and what is asked and answered;
   the module to read first.
 - `trips`, `flights`: how keys that memory misses are answered; one computation for many callers.
@@ -12,6 +12,8 @@ What lives here, from the edge inwards:
 - `shards`, `slots`: all Valkeys of a cluster as one tier; whose a key is.
 - `peers`, `hops`, `hosting`: the way to the other nodes, what is asked of them, and what this node
   does for them.
+- `imports`, `imports_wire`: vectors that callers bring, and the sample that is compared.
+- `agreement`: what the nodes of a cache share through Valkey.
 - `space`, `embedders`: which model the entries belong to, and the way to the processes that run it.
 - `wire`: names of the wire in the node's own terms. `metrics`: what is counted.
 
