@@ -33,7 +33,7 @@ Examples:
 
 \b
 Counts are those of the processes that run now: each begins anew where `embedkeep up` had to start
-one again.
+one again. Valkey's entries are all its keys, with up to three that the nodes keep in each.
 
 \b
 Exit status: 0, everything asked for runs and answers; 1, a cache runs and a node of it does
