@@ -33,7 +33,7 @@ class Threshold(Part):
     """Cosine from which a near hit is let through; the tuning moves it within min and max."""
 
     initial: Cosine = 0.95
-    """Where it starts: retrieval keeps its results from about .96, single answers from .925."""
+    """Where it starts: as strict as minCosine is by default, until answers were compared."""
     min: Cosine = 0.9
     """Never lower."""
     max: Cosine = 0.999
