@@ -40,7 +40,7 @@ class Batch(Part):
 
 
 class ManagedEmbedder(PodSettings):
-    """Embedders that the operator runs."""
+    """Embedders that `embedkeep up` or the operator runs."""
 
     replicas: Annotated[int, Field(ge=0, le=64)] | None = None
     """How many. Null: one at first, then left to who else scales them."""
@@ -147,7 +147,7 @@ class Embedder(Part):
     """What computes vectors that are not cached."""
 
     managed: ManagedEmbedder | None = None
-    """Run by the operator."""
+    """Run for this cache."""
     external: ExternalEmbedder | None = None
     """Run by somebody else."""
 
