@@ -17,7 +17,7 @@ from embedkeep.cli.pipeline import Batches
 from embedkeep.cli.reading import MAX_LINE_BYTES, from_lines
 from embedkeep.cli.writing import reporting
 from embedkeep.config import ClientTls, ServerTls
-from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unavailable
+from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unauthenticated, Unavailable
 from embedkeep.runs import NodePorts, Ports, Run
 from embedkeep.tls import server_credentials
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
@@ -198,6 +198,19 @@ def test_vectors_of_two_models_are_never_put_into_one_file(
 
     assert isinstance(failure(result), ModelDrift)
     assert f"line {BATCH_INPUTS + 1}" in str(failure(result))
+
+
+def test_who_gave_no_key_is_told_the_flag(address: str, node: FakeNode, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("wrong\n")
+    refusal = Refusal(code=grpc.StatusCode.UNAUTHENTICATED, reason="Unauthenticated")
+    node.refusals.extend([refusal] * 2)
+
+    nobody = failure(run("-a", address, "a"))
+    stranger = failure(run("-a", address, "--api-key-file", str(tmp_path / "key"), "a"))
+
+    assert (type(nobody), type(stranger)) == (Unauthenticated, Unauthenticated)
+    assert "give --api-key-file FILE" in str(nobody)
+    assert "--api-key-file" not in str(stranger)
 
 
 def test_flags_are_what_the_node_is_told(address: str, node: FakeNode, tmp_path: Path) -> None:

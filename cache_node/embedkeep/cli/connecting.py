@@ -11,7 +11,7 @@ from embedkeep.cli.finding import Target, target_of
 from embedkeep.client import Client, Retries
 from embedkeep.client.options import ClientOptions
 from embedkeep.config import ClientTls
-from embedkeep.errors import InvalidConfig, Unavailable
+from embedkeep.errors import InvalidConfig, Unauthenticated, Unavailable
 from embedkeep.runs import default_root
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -96,7 +96,7 @@ def connected(flags: Reach, *, patience_s: float | None = None) -> Iterator[Clie
     options = ClientOptions(api_key=flags["api_key_file"], tls=tls)
     if patience_s is not None:
         options |= ClientOptions(timeout_s=patience_s, retries=_LONG, parallel=1)
-    with naming(_FLAGS), _hinting(tls), Client(target.address, **options) as client:
+    with naming(_FLAGS), _hinting(flags, tls), Client(target.address, **options) as client:
         yield client
 
 
@@ -116,10 +116,14 @@ def naming(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _hinting(tls: ClientTls | None) -> Iterator[None]:
-    """Say what may be the reason when a plain connection is closed by the other side."""
+def _hinting(flags: Reach, tls: ClientTls | None) -> Iterator[None]:
+    """Say which flag may help where a node wants an API key, or closes a plain connection."""
     try:
         yield
+    except Unauthenticated as error:
+        if flags["api_key_file"] is None:
+            raise Unauthenticated(f"{error}; here: give --api-key-file FILE") from error
+        raise
     except Unavailable as error:
         if tls is None and _CLOSED in str(error):
             raise Unavailable(f"{error}; if the node speaks TLS, give --tls-ca FILE") from error
