@@ -295,8 +295,8 @@ class Hosted:
 
     def outcomes(self) -> list[tuple[Outcome, Result]]:
         """What became of each text, in order."""
-        flown = {
+        found = self.found | {
             index: ended(flight, started=self.boarding.started(flight))
             for index, flight in zip(self.flying, self.boarding.flights, strict=True)
         }
-        return [(self.found | flown)[index] for index in range(len(self.keys))]
+        return [found[index] for index in range(len(self.keys))]
