@@ -2,42 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embedkeep.node.space import agreement_key
 from embedkeep.v1 import peers_pb2, peers_pb2_grpc
 from support.certificates import Authority
-from support.cluster import NAMES, PATIENT, Nodes, Valkeys, running_nodes, valkey_cluster
+from support.cluster import NAMES, PATIENT, Nodes, Valkeys, is_shut, running_nodes, valkey_cluster
 from support.node import WAIT_S, Node, rows, running, sources, until
 from support.tap import Tap
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture(scope="module")
-def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkeys]:
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as valkeys:
-        yield valkeys
-
-
-@pytest.fixture
-def whole(unharmed: Valkeys) -> Valkeys:
-    """An empty cluster, for tests that do it no harm."""
-    for name in NAMES:
-        unharmed[name].run(("FLUSHALL",))
-    return unharmed
-
-
-@pytest.fixture
-async def nodes(whole: Valkeys, tap: Tap, tmp_path: Path) -> AsyncIterator[Nodes]:
-    """Three nodes in this process that wait long for each other."""
-    async with running_nodes(whole, tap, tmp_path) as started:
-        yield started
 
 
 async def cached_in(node: Node, *texts: str) -> None:
@@ -105,21 +85,17 @@ async def test_an_owners_memory_answers_while_its_valkey_is_away(tap: Tap, tmp_p
             await cached_in(nodes["a"], *others)
 
             mortal["b"].kill()
-            await until(lambda: shut(nodes["a"], 1))
+            await until(partial(is_shut, nodes["a"], 1))
             answers = [await nodes["a"].embed(*texts) for texts in (theirs, others)]
 
     assert [sources(answer) for answer in answers] == [["peer"] * 2, ["valkey"] * 2]
     assert sorted(tap.texts) == sorted([*theirs, *others])
 
 
-async def shut(node: Node, count: int) -> bool:
-    return await node.metric("embedkeep_breaker_open", tier="valkey") == count
-
-
 async def test_nodes_that_take_each_other_for_the_owner_never_go_in_circles(
     whole: Valkeys, tap: Tap, tmp_path: Path
 ) -> None:
-    async with running_nodes(whole, tap, tmp_path, swapped=("b", "b", "c")) as nodes:
+    async with running_nodes(whole, tap, tmp_path, opinions={"b": ("a", "c", "b")}) as nodes:
         texts = [text for name in NAMES for text in nodes.texts(name, 3)]
         tap.gate.clear()
         calls = [asyncio.create_task(nodes[name].embed(text)) for text in texts for name in NAMES]
@@ -134,6 +110,37 @@ async def test_nodes_that_take_each_other_for_the_owner_never_go_in_circles(
             assert len(tap.computed[text]) <= 2  # one of b and c each
         hops = [sum((await nodes.hops(name)).values()) for name in NAMES]
         assert all(count <= len(texts) for count in hops)
+
+
+@settings(max_examples=6)
+@given(opinions=st.fixed_dictionaries({name: st.permutations(NAMES) for name in NAMES}))
+def test_whoever_nodes_take_for_the_owner_a_text_costs_one_forward_pass_a_node_at_most(
+    unharmed: Valkeys, tmp_path_factory: pytest.TempPathFactory, opinions: dict[str, list[str]]
+) -> None:
+    tap = Tap()
+
+    async def play() -> None:
+        folder = tmp_path_factory.mktemp("nodes")
+        async with running_nodes(unharmed, tap, folder, opinions=opinions) as nodes:
+            texts = [text for name in NAMES for text in nodes.texts(name, 2)]
+            tap.gate.clear()
+            calls = [
+                asyncio.create_task(nodes[name].embed(text)) for text in texts for name in NAMES
+            ]
+            await tap.entered.get()
+            tap.gate.set()
+            answers = await asyncio.gather(*calls)
+            again = [await nodes[name].embed(text) for text in texts for name in NAMES]
+
+            for at, answer in enumerate([*answers, *again]):
+                assert rows(answer)[0] in tap.computed[texts[at // len(NAMES) % len(texts)]]
+            assert all(len(tap.computed[text]) <= len(NAMES) for text in texts)
+            for name in NAMES:
+                assert sum((await nodes.hops(name)).values()) <= len(texts)
+
+    for name in NAMES:
+        unharmed[name].run(("FLUSHALL",))
+    asyncio.run(play())
 
 
 async def test_one_input_that_the_model_cannot_take_is_not_tried_twice(
@@ -216,7 +223,7 @@ async def test_a_peer_joins_what_is_computed_in_an_owners_place(
 ) -> None:
     """The owner refuses one node, and another takes that node for the owner."""
     async with running_nodes(
-        whole, tap, tmp_path, swapped=("c", "a", "b"), limits={"max_pending_inputs": 4}
+        whole, tap, tmp_path, opinions={"c": ("b", "a", "c")}, limits={"max_pending_inputs": 4}
     ) as nodes:
         *full, text = nodes.texts("b", 3)
         tap.gate.clear()
@@ -313,73 +320,6 @@ async def test_a_hop_tells_a_new_epoch_in_both_directions(
         assert (before, (await nodes["b"].info()).epoch) == (0, epoch)
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["texts", "everything"])
-async def test_no_node_answers_what_was_forgotten_through_another(
-    nodes: Nodes,
-    tap: Tap,
-    everything: bool,  # noqa: FBT001 - pytest gives it by name
-) -> None:
-    texts = [text for name in NAMES for text in nodes.texts(name, 2)]
-    for name in NAMES:
-        await nodes[name].embed(*texts)
-    old = {tap.computed[text][0] for text in texts}
-
-    await nodes["a"].invalidate(*(() if everything else texts))
-    at_once = await nodes["a"].embed(*texts)
-
-    async def renewed() -> bool:
-        answers = [await nodes[name].embed(*texts) for name in NAMES]
-        return not any(old & set(rows(answer)) for answer in answers)
-
-    assert not old & set(rows(at_once))
-    await until(renewed)
-
-
-async def test_what_was_on_its_way_at_the_owner_is_not_kept_once_it_was_forgotten(
-    whole: Valkeys, tap: Tap, tmp_path: Path
-) -> None:
-    """Although the owner polls only half a minute later."""
-    async with running_nodes(whole, tap, tmp_path, epoch_poll_s=30.0) as nodes:
-        (text,) = nodes.texts("b", 1)
-        tap.gate.clear()
-        early = asyncio.create_task(nodes["a"].embed(text))
-        await tap.entered.get()
-        await nodes["a"].invalidate(text)
-        tap.gate.set()
-        await early
-
-        late = await nodes["a"].embed(text)
-
-    assert rows(late) != rows(await early)
-    assert len(tap.computed[text]) == 2
-
-
-async def test_an_invalidation_that_a_dead_valkey_was_not_told_says_so_and_holds_elsewhere(
-    tap: Tap, tmp_path: Path
-) -> None:
-    with valkey_cluster(tmp_path) as mortal:
-        async with running_nodes(mortal, tap, tmp_path) as nodes:
-            texts = [text for name in NAMES for text in nodes.texts(name, 2)]
-            for name in NAMES:
-                await nodes[name].embed(*texts)
-            old = {tap.computed[text][0] for text in texts}
-            mortal["b"].kill()
-            for name in NAMES:
-                await until(partial(shut, nodes[name], 1))
-
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await nodes["a"].invalidate()
-
-            async def renewed() -> bool:
-                answers = [await nodes[name].embed(*texts) for name in NAMES]
-                return not any(old & set(rows(answer)) for answer in answers)
-
-            await until(renewed)
-
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "2 of 3 Valkeys" in (refused.value.details() or "")
-
-
 async def test_hits_are_answered_where_most_of_a_cluster_is_away(tap: Tap, tmp_path: Path) -> None:
     """What is left takes no writes then."""
     with valkey_cluster(tmp_path) as mortal:
@@ -419,7 +359,7 @@ async def test_a_copy_of_the_agreement_is_believed_while_the_original_is_away(
         first, second = (name for name in NAMES if name != dead)
 
         async with running(configs[first]) as node:
-            await until(partial(shut, node, 1))
+            await until(partial(is_shut, node, 1))
             answer = await node.embed(*texts[second])
 
     assert sources(answer) == ["valkey"] * 2

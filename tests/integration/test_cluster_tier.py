@@ -38,20 +38,6 @@ class Copies:
         return None
 
 
-@pytest.fixture(scope="module")
-def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkeys]:
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as valkeys:
-        yield valkeys
-
-
-@pytest.fixture
-def whole(unharmed: Valkeys) -> Valkeys:
-    """An empty cluster, for tests that do it no harm."""
-    for name in NAMES:
-        unharmed[name].run(("FLUSHALL",))
-    return unharmed
-
-
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Valkeys]:
     """A cluster that the test may harm."""
@@ -118,6 +104,30 @@ async def test_each_valkey_holds_a_copy_of_what_is_shared_in_a_slot_of_its_own(
 
         assert {whole.owner(name) for name in copies.names} == set(NAMES)
         assert b"state" in copies.names
+
+
+async def test_a_fresh_node_opens_no_valkey_before_all_were_tried(mortal: Valkeys) -> None:
+    """What one does not say any more, another may: that texts were forgotten, for one."""
+    mortal["b"].pause()
+    async with running(mortal) as (shards, copies):
+
+        async def two_merged() -> bool:
+            return len(copies.names) >= 2
+
+        await until(two_merged)
+        early = [shards.open]
+        for _ in range(20):  # far longer than the rest of opening would take
+            await asyncio.to_thread(mortal["a"].run, ("PING",))
+            early.append(shards.open)
+        waiting = not shards.tried.is_set()
+        await shards.tried.wait()
+
+        assert waiting
+        assert not any(early)
+        await until(lambda: one_shut(shards))
+        assert shards.open
+        mortal["b"].resume()
+        await until(lambda: all_open(shards))
 
 
 async def test_a_dead_valkey_shuts_only_itself(mortal: Valkeys) -> None:

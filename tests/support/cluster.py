@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from embedkeep.config import Cluster, NodeConfig
@@ -150,12 +151,12 @@ class Nodes:
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
 
-    def texts(self, owner: str, count: int, *, epoch: int = 0) -> list[str]:
-        """Texts whose entries lie in the Valkey *owner*."""
+    def texts(self, owner: str, count: int, *, epoch: int = 0, length: int = 0) -> list[str]:
+        """Texts whose entries lie in the Valkey *owner*, of at least so many characters."""
         make = KeySpace(
             fingerprint=self.tap.fingerprint, salt=tenant_salt(b"", ""), epoch=epoch, prompt=""
         ).key
-        all_texts = (f"text {number}" for number in itertools.count())
+        all_texts = (f"text {number}".ljust(length, "x") for number in itertools.count())
         here = self.valkeys.where
         return list(itertools.islice((t for t in all_texts if here(make(t)) == owner), count))
 
@@ -196,7 +197,7 @@ async def running_nodes(
     cluster: Mapping[str, object] = PATIENT,
     processes: bool = False,
     api_key: str | None = None,
-    swapped: tuple[str, str, str] | None = None,
+    opinions: Mapping[str, Sequence[str]] = MappingProxyType({}),
     **fields: object,
 ) -> AsyncIterator[Nodes]:
     """Nodes beside all of *valkeys*, settled.
@@ -205,7 +206,7 @@ async def running_nodes(
         cluster: Fields of `Cluster`.
         processes: Each is a process of its own, to be killed or paused.
         api_key: Of any tenant, where there are some.
-        swapped: To the first of these each of the other two owns what is the other one's.
+        opinions: Of nodes that are mistaken: the Valkeys that they take to be beside the members.
         fields: Of each node's config.
     """
     secret = folder / "secret"
@@ -217,8 +218,8 @@ async def running_nodes(
         for name, port in ports.items():
             (folder / f"node-{name}").mkdir()
             told = cluster_config(valkeys, name, ports, **cluster)
-            if swapped is not None and name == swapped[0]:
-                told = _swapped(told, swapped[1:])
+            if name in opinions:
+                told = _mistaken(told, opinions[name])
             own = next(member for member in told.members if member.name == name)
             config = node_config(
                 folder / f"node-{name}",
@@ -264,13 +265,19 @@ main(load(NodeConfig, Path(sys.argv[1])))
 """
 
 
-def _swapped(told: Cluster, names: Sequence[str]) -> Cluster:
-    """*told*, with the Valkeys of two members exchanged."""
-    members = {member.name: member for member in told.members}
-    one, other = (members[name] for name in names)
-    members[one.name] = one.model_copy(update={"valkey_port": other.valkey_port})
-    members[other.name] = other.model_copy(update={"valkey_port": one.valkey_port})
-    return told.model_copy(update={"members": tuple(members.values())})
+def _mistaken(told: Cluster, order: Sequence[str]) -> Cluster:
+    """*told*, with the Valkeys of these members in the members' places."""
+    ports = {member.name: member.valkey_port for member in told.members}
+    members = (
+        member.model_copy(update={"valkey_port": ports[other]})
+        for member, other in zip(told.members, order, strict=True)
+    )
+    return told.model_copy(update={"members": tuple(members)})
+
+
+async def is_shut(node: Node, count: int) -> bool:
+    """Whether *node* leaves so many Valkeys alone."""
+    return await node.metric("embedkeep_breaker_open", tier="valkey") == count
 
 
 async def _is_settled(node: Node, api_key: str | None) -> bool:
