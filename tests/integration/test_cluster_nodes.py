@@ -299,7 +299,7 @@ async def test_strangers_are_refused(nodes: Nodes) -> None:
                 pass
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.Learn(peers_pb2.LearnRequest(), metadata=shown, timeout=WAIT_S)
+            await stub.Withdraw(peers_pb2.WithdrawRequest(), metadata=shown, timeout=WAIT_S)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 

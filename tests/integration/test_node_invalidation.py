@@ -26,6 +26,15 @@ async def second(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]
         yield started
 
 
+@pytest.fixture
+async def seldom(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
+    """A node that looks only every half a minute what others have forgotten."""
+    config = {"valkey": {"port": store.port}, "epoch_poll_s": 30.0}
+    async with serve_tap(tap) as port, running(node_config(tmp_path, port, **config)) as started:
+        await started.until_tier("valkey", serving=True)
+        yield started
+
+
 async def test_forgotten_texts_are_computed_anew_and_others_stay(node: Node, tap: Tap) -> None:
     await node.embed("a", "b", prompt="query")
 
@@ -79,6 +88,57 @@ async def test_other_nodes_hear_of_a_new_epoch(node: Node, second: Node) -> None
     answer = await second.embed("a")
 
     assert rows(answer) != rows(first)
+
+
+def set_ahead(store: Valkey, name: str) -> int:
+    """Let another node have told a number by a clock that is an hour ahead."""
+    (tags, told) = store.run(("HKEYS", name), ("HVALS", name))
+    assert isinstance(tags, list)
+    assert isinstance(told, list)
+    ahead = int(told[0]) + 3_600_000
+    store.run(("HSET", name, tags[0], ahead))
+    return ahead
+
+
+async def test_a_new_epoch_is_later_than_any_that_this_node_has_not_heard_of(
+    seldom: Node, store: Valkey, tap: Tap, tmp_path: Path
+) -> None:
+    await seldom.invalidate()
+    ahead = set_ahead(store, "embedkeep:epochs")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    async with (
+        serve_tap(tap) as port,
+        running(node_config(folder, port, valkey={"port": store.port})) as second,
+    ):
+        await second.until_tier("valkey", serving=True)
+        first = await second.embed("a")
+
+        epoch = (await seldom.invalidate()).epoch
+
+        async def heard() -> bool:
+            return (await second.info()).epoch == epoch
+
+        await until(heard)
+        again = await second.embed("a")
+
+    assert first.epoch == ahead
+    assert epoch > ahead
+    assert rows(again) != rows(first)
+
+
+async def test_what_one_node_forgets_is_news_to_one_whose_clock_is_ahead(
+    seldom: Node, store: Valkey
+) -> None:
+    await seldom.embed("a")
+    await seldom.invalidate("a")
+    ahead = set_ahead(store, "embedkeep:forgotten")
+
+    await seldom.invalidate("a")
+
+    (told,) = store.run(("HVALS", "embedkeep:forgotten"))
+    assert isinstance(told, list)
+    assert int(told[0]) > ahead
 
 
 async def test_other_nodes_drop_a_forgotten_text_from_memory_too(

@@ -7,6 +7,8 @@ What lives here, from the edge inwards:
 - `cache`, `exchange`: the path of one request through the tiers, and what is asked and answered;
   the module to read first.
 - `trips`, `flights`: how keys that memory misses are answered; one computation for many callers.
+- `agreement`, `forgetting`: what nodes hear of one another through Valkey, and how they tell there
+  what is withdrawn.
 - `arena`, `keytable`, `eviction`: L1, the node's memory.
 - `tiers`, `tier`, `connection`, `breaker`: the Valkey beside the node.
 - `shards`, `slots`: all Valkeys of a cluster as one tier; whose a key is.

@@ -26,6 +26,7 @@ from embedkeep.node.arena import Arena
 from embedkeep.node.embedders import Embedders, Outcome
 from embedkeep.node.exchange import Answer, Asked, Request, check
 from embedkeep.node.flights import wait_for
+from embedkeep.node.forgetting import delete, start_epoch
 from embedkeep.node.imports import Landings
 from embedkeep.node.keytable import MISSING, Slots
 from embedkeep.node.metrics import Metrics, Result
@@ -139,7 +140,7 @@ class Cache:
 
         Raises:
             EmbedderUnavailable: Nothing is served yet.
-            Unavailable: Valkey was not told; this node has forgotten.
+            Unavailable: Not all of Valkey was told; this node has forgotten.
         """
         space = self.serving()
         make = tenant.keys(fingerprint=space.fingerprint, prompt=prompt).key
@@ -148,25 +149,35 @@ class Cache:
         try:
             if self.peers is not None:
                 # What is on its way there must not be stored once it was deleted.
-                self._forget_till_now(tenant)
-                await self.peers.learn(
-                    tag=tenant.tag, epoch=tenant.epoch, forgotten=tenant.forgotten
-                )
+                await self.peers.withdraw(tenant.tag)
             if self.tier is not None:
-                await self.tier.delete(list(keys))
-                # Only now: a node that dropped them sooner could read them from Valkey again.
-                self._forget_till_now(tenant)
-                await self.tier.share()
+                await delete(list(keys), tenant, self.tier, clock_ms=self._clock_ms)
         finally:
             # A request that came while Valkey was deleting may have read the old entry.
             self._drop(keys)
+            if self.peers is not None:
+                # So has one that came while another node was: this one's number hides that one's.
+                self.epoch_moved(tenant)
         self._metrics.invalidations.inc()
 
-    def forget_all(self, tenant: Partition) -> None:
-        """Start a new epoch; the owner sees that other nodes hear of it."""
-        tenant.epoch = max(self._clock_ms(), tenant.epoch + 1)
-        self.epoch_moved(tenant)
+    async def forget_all(self, tenant: Partition) -> None:
+        """Forget all that was stored or asked for before, by a new epoch.
+
+        Raises:
+            Unavailable: Not all of Valkey was told; this node has forgotten.
+        """
         self._metrics.invalidations.inc()
+        start = partial(self._start_epoch, tenant)
+        if self.tier is None:
+            start()
+        else:
+            await start_epoch(tenant, self.tier, start=start)
+
+    async def withdraw(self, tenant: Partition) -> None:
+        """A peer is about to delete texts of *tenant*: store nothing that is on its way here."""
+        self.epoch_moved(tenant)
+        if self.tier is not None:
+            await self.tier.settle()
 
     def learn(self, tenant: Partition, *, epoch: int, forgotten: int) -> None:
         """A peer has said what it knows of a partition: take what it knows better."""
@@ -351,8 +362,9 @@ class Cache:
                 self._arena.remove(key)
         self._withdraw(keys.__contains__)
 
-    def _forget_till_now(self, tenant: Partition) -> None:
-        tenant.forgotten = max(self._clock_ms(), tenant.forgotten + 1)
+    def _start_epoch(self, tenant: Partition) -> None:
+        tenant.epoch = max(self._clock_ms(), tenant.epoch + 1)
+        self.epoch_moved(tenant)
 
     def _withdraw(self, concerns: Callable[[Key], bool]) -> None:
         for under_way in (self._trips, self.landings):

@@ -79,17 +79,17 @@ class PeerService(peers_pb2_grpc.PeersServicer):
         except grpc.aio.BaseError:  # the peer has left while it was written to
             log.debug("a peer has left")
 
-    async def Learn(  # noqa: N802 - the wire's name
-        self, request: peers_pb2.LearnRequest, context: Context
-    ) -> peers_pb2.LearnResponse:
+    async def Withdraw(  # noqa: N802 - the wire's name
+        self, request: peers_pb2.WithdrawRequest, context: Context
+    ) -> peers_pb2.WithdrawResponse:
         """See the .proto file."""
         try:
             self._check(context.invocation_metadata() or ())
             tenant = self._tenant(request.tenant)
         except EmbedKeepError as error:
             await refuse(context, error)
-        self._cache.learn(tenant, epoch=request.epoch, forgotten=request.forgotten)
-        return peers_pb2.LearnResponse()
+        await self._cache.withdraw(tenant)
+        return peers_pb2.WithdrawResponse()
 
     async def _carry(self, request: peers_pb2.CarryRequest, context: Context) -> peers_pb2.Carried:
         tenant = self._tenant(request.tenant)

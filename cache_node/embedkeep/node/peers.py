@@ -31,6 +31,9 @@ GREET_S: Final = 1.0
 """Between two greetings of a peer that answers."""
 PAUSE_S: Final = 0.5
 """First pause after a failure; it doubles up to 16 times this."""
+WITHDRAW_S: Final = 3.0
+"""Longest wait until a peer that answers has nothing on its way: a little more than its Valkeys may
+take to answer it."""
 LOOKS: Final = 6
 """Turns of the loop that a reply may need from the socket to its reader."""
 
@@ -109,11 +112,12 @@ class Peer:
         self._metrics.hops[Hop.ANSWERED].inc()
         return carried
 
-    async def learn(self, request: peers_pb2.LearnRequest) -> None:
-        """Tell what was forgotten; a peer that cannot be told hears of it through Valkey."""
+    async def withdraw(self, request: peers_pb2.WithdrawRequest) -> None:
+        """Have it keep nothing that is on its way; one that cannot be told keeps what it does."""
+        timeout_s = WITHDRAW_S if self.open else self._silence_s
         with contextlib.suppress(grpc.aio.AioRpcError, Unavailable):
             async with lent(self._lines) as stub:
-                await stub.Learn(request, metadata=self._metadata, timeout=self._silence_s)
+                await stub.Withdraw(request, metadata=self._metadata, timeout=timeout_s)
 
     async def follow(self) -> None:
         """Greet the peer again and again until cancelled."""
@@ -215,10 +219,13 @@ class Peers:
         peer = self._peers.get(self._owner(key) or "")
         return peer if peer is not None and peer.open else None
 
-    async def learn(self, *, tag: bytes, epoch: int, forgotten: int) -> None:
-        """Tell all that can be reached what was forgotten of a tenant."""
-        request = peers_pb2.LearnRequest(tenant=tag, epoch=epoch, forgotten=forgotten)
-        await asyncio.gather(*(peer.learn(request) for peer in self._peers.values() if peer.open))
+    async def withdraw(self, tag: bytes) -> None:
+        """Have all that can be reached keep nothing of a tenant's that is on its way there.
+
+        Those left alone are told too: one that was only late is at work.
+        """
+        request = peers_pb2.WithdrawRequest(tenant=tag)
+        await asyncio.gather(*(peer.withdraw(request) for peer in self._peers.values()))
 
     async def run(self) -> None:
         """Keep in touch with all until cancelled; then hang up."""

@@ -229,7 +229,6 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
 
     async def _invalidate(self, request: cache_pb2.InvalidateRequest, tenant: Partition) -> None:
         prompt = self._calls.prompt(request.model, request.inputs.prompt)
-        tier = self._cache.tier
         match request.WhichOneof("scope"):
             case "inputs":
                 texts = list(request.inputs.inputs)
@@ -239,9 +238,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
                         raise InvalidRequest(f"inputs[{index}]: {error}")
                 await self._cache.forget(texts, prompt, tenant)
             case "everything" if request.everything:
-                self._cache.forget_all(tenant)
-                if tier is not None:
-                    await tier.share()
+                await self._cache.forget_all(tenant)
             case _:
                 raise InvalidRequest("scope: give inputs, or everything: true")
 

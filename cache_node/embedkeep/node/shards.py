@@ -179,6 +179,10 @@ class Shards:
                 return
         await self._delete(keys)
 
+    async def settle(self) -> None:
+        """Wait until all writes before it have ended, well or not."""
+        await asyncio.gather(*(tier.settle() for tier in self._tiers.values()))
+
     async def share(self) -> None:
         """Sync with all now, and see it done.
 

@@ -6,6 +6,7 @@ Reads and writes have a connection each, so that a burst of writes does not dela
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,6 +198,11 @@ class ValkeyTier:
                 if _is_elsewhere(reply):
                     self._look_again()
                 raise Unavailable(f"Valkey did not delete: {reply}")
+
+    async def settle(self) -> None:
+        """Wait until all writes before it have ended, well or not."""
+        with contextlib.suppress(Unavailable):
+            await self._run([("PING",)])
 
     async def share(self) -> None:
         """Sync now, and see it done.

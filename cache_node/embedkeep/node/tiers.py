@@ -69,6 +69,9 @@ class Tier(Protocol):
     async def delete(self, keys: Sequence[Key]) -> None:
         """Delete *keys*, after all writes before it; raises Unavailable where that is not known."""
 
+    async def settle(self) -> None:
+        """Wait until all writes before it have ended, well or not."""
+
     async def share(self) -> None:
         """Sync now, and see it done; raises Unavailable where it is not."""
 

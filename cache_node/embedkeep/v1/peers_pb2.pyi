@@ -132,32 +132,26 @@ class Carried(_message.Message):
 Global___Carried: _TypeAlias = Carried  # noqa: Y015
 
 @_typing.final
-class LearnRequest(_message.Message):
+class WithdrawRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    FORGOTTEN_FIELD_NUMBER: _builtins.int
     tenant: _builtins.bytes
-    epoch: _builtins.int
-    forgotten: _builtins.int
     def __init__(
         self,
         *,
         tenant: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
-        forgotten: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "forgotten", b"forgotten", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LearnRequest: _TypeAlias = LearnRequest  # noqa: Y015
+Global___WithdrawRequest: _TypeAlias = WithdrawRequest  # noqa: Y015
 
 @_typing.final
-class LearnResponse(_message.Message):
+class WithdrawResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -169,4 +163,4 @@ class LearnResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LearnResponse: _TypeAlias = LearnResponse  # noqa: Y015
+Global___WithdrawResponse: _TypeAlias = WithdrawResponse  # noqa: Y015

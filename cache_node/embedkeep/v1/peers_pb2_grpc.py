@@ -40,10 +40,10 @@ class PeersStub(object):
                 request_serializer=embedkeep_dot_v1_dot_peers__pb2.CarryRequest.SerializeToString,
                 response_deserializer=embedkeep_dot_v1_dot_peers__pb2.CarryReply.FromString,
                 _registered_method=True)
-        self.Learn = channel.unary_unary(
-                '/embedkeep.v1.Peers/Learn',
-                request_serializer=embedkeep_dot_v1_dot_peers__pb2.LearnRequest.SerializeToString,
-                response_deserializer=embedkeep_dot_v1_dot_peers__pb2.LearnResponse.FromString,
+        self.Withdraw = channel.unary_unary(
+                '/embedkeep.v1.Peers/Withdraw',
+                request_serializer=embedkeep_dot_v1_dot_peers__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=embedkeep_dot_v1_dot_peers__pb2.WithdrawResponse.FromString,
                 _registered_method=True)
 
 
@@ -61,9 +61,9 @@ class PeersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Learn(self, request, context):
-        """Tells what was forgotten, before the caller's Valkeys are: what is on its way here is kept no
-        more.
+    def Withdraw(self, request, context):
+        """Says that texts of a tenant are about to be deleted from Valkey. What is on its way here is kept
+        no more, and all that was written before is in Valkey when this answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,10 +77,10 @@ def add_PeersServicer_to_server(servicer, server):
                     request_deserializer=embedkeep_dot_v1_dot_peers__pb2.CarryRequest.FromString,
                     response_serializer=embedkeep_dot_v1_dot_peers__pb2.CarryReply.SerializeToString,
             ),
-            'Learn': grpc.unary_unary_rpc_method_handler(
-                    servicer.Learn,
-                    request_deserializer=embedkeep_dot_v1_dot_peers__pb2.LearnRequest.FromString,
-                    response_serializer=embedkeep_dot_v1_dot_peers__pb2.LearnResponse.SerializeToString,
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=embedkeep_dot_v1_dot_peers__pb2.WithdrawRequest.FromString,
+                    response_serializer=embedkeep_dot_v1_dot_peers__pb2.WithdrawResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -122,7 +122,7 @@ class Peers(object):
             _registered_method=True)
 
     @staticmethod
-    def Learn(request,
+    def Withdraw(request,
             target,
             options=(),
             channel_credentials=None,
@@ -135,9 +135,9 @@ class Peers(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/embedkeep.v1.Peers/Learn',
-            embedkeep_dot_v1_dot_peers__pb2.LearnRequest.SerializeToString,
-            embedkeep_dot_v1_dot_peers__pb2.LearnResponse.FromString,
+            '/embedkeep.v1.Peers/Withdraw',
+            embedkeep_dot_v1_dot_peers__pb2.WithdrawRequest.SerializeToString,
+            embedkeep_dot_v1_dot_peers__pb2.WithdrawResponse.FromString,
             options,
             channel_credentials,
             insecure,

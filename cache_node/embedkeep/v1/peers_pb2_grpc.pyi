@@ -42,9 +42,9 @@ class PeersStub:
     has taken the work, gives a sign of life while it works, and answers last. No inputs: answers
     at once, which tells the caller that it is welcome.
     """
-    Learn: _grpc.UnaryUnaryMultiCallable[_peers_pb2.LearnRequest, _peers_pb2.LearnResponse]
-    """Tells what was forgotten, before the caller's Valkeys are: what is on its way here is kept no
-    more.
+    Withdraw: _grpc.UnaryUnaryMultiCallable[_peers_pb2.WithdrawRequest, _peers_pb2.WithdrawResponse]
+    """Says that texts of a tenant are about to be deleted from Valkey. What is on its way here is kept
+    no more, and all that was written before is in Valkey when this answers.
     """
 
 @_typing.type_check_only
@@ -58,9 +58,9 @@ class PeersAsyncStub(PeersStub):
     has taken the work, gives a sign of life while it works, and answers last. No inputs: answers
     at once, which tells the caller that it is welcome.
     """
-    Learn: _aio.UnaryUnaryMultiCallable[_peers_pb2.LearnRequest, _peers_pb2.LearnResponse]  # type: ignore[assignment]
-    """Tells what was forgotten, before the caller's Valkeys are: what is on its way here is kept no
-    more.
+    Withdraw: _aio.UnaryUnaryMultiCallable[_peers_pb2.WithdrawRequest, _peers_pb2.WithdrawResponse]  # type: ignore[assignment]
+    """Says that texts of a tenant are about to be deleted from Valkey. What is on its way here is kept
+    no more, and all that was written before is in Valkey when this answers.
     """
 
 class PeersServicer(metaclass=_abc_1.ABCMeta):
@@ -79,13 +79,13 @@ class PeersServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def Learn(
+    def Withdraw(
         self,
-        request: _peers_pb2.LearnRequest,
+        request: _peers_pb2.WithdrawRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_peers_pb2.LearnResponse, _abc.Awaitable[_peers_pb2.LearnResponse]]:
-        """Tells what was forgotten, before the caller's Valkeys are: what is on its way here is kept no
-        more.
+    ) -> _typing.Union[_peers_pb2.WithdrawResponse, _abc.Awaitable[_peers_pb2.WithdrawResponse]]:
+        """Says that texts of a tenant are about to be deleted from Valkey. What is on its way here is kept
+        no more, and all that was written before is in Valkey when this answers.
         """
 
 def add_PeersServicer_to_server(servicer: PeersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
