@@ -61,12 +61,12 @@ def carried(*failed: tuple[int, EmbedKeepError], **fields: object) -> peers_pb2.
 def found(answer: peers_pb2.Carried) -> list[object]:
     return [
         None if ended is None else ended[0]
-        for ended in outcomes_of(answer, KEYS, dimensions=DIMENSIONS)
+        for ended in outcomes_of(answer, KEYS, dimensions=DIMENSIONS, imports=True)
     ]
 
 
 def test_entries_come_whole_with_where_they_came_from() -> None:
-    ended = list(outcomes_of(carried(), KEYS, dimensions=DIMENSIONS))
+    ended = list(outcomes_of(carried(), KEYS, dimensions=DIMENSIONS, imports=True))
 
     origins = [each[1] for each in ended if each is not None]
     assert origins == [Origin.PEER, Origin.PEER, Origin.EMBEDDER, Origin.COALESCED]
@@ -89,6 +89,12 @@ def test_what_is_an_inputs_own_fault_is_told_and_not_tried_again(error: EmbedKee
 @pytest.mark.parametrize("error", [Overloaded("x"), EmbedderUnavailable("x"), ModelDrift("x")])
 def test_what_is_the_peers_own_failure_is_left_to_this_node(error: EmbedKeepError) -> None:
     assert found(carried((1, error)))[1] is None
+
+
+def test_what_callers_have_brought_is_left_to_this_node_where_it_may_not_be_answered() -> None:
+    ended = outcomes_of(carried(), KEYS, dimensions=DIMENSIONS, imports=False)
+
+    assert [at for at, each in enumerate(ended) if each is None] == [2]
 
 
 @given(st.permutations(range(4)))

@@ -47,9 +47,13 @@ def request_of(asked: Asked, flights: Sequence[Flight]) -> peers_pb2.CarryReques
 
 
 def outcomes_of(
-    carried: peers_pb2.Carried, keys: Sequence[Key], *, dimensions: int
+    carried: peers_pb2.Carried, keys: Sequence[Key], *, dimensions: int, imports: bool
 ) -> Iterator[tuple[Outcome, Origin] | None]:
     """What a peer answered for each of *keys*, in order. None: this node must see to it itself.
+
+    Args:
+        dimensions: What the model has.
+        imports: What callers have brought may be answered.
 
     Raises:
         InvalidResponse: The answer does not fit the question.
@@ -72,4 +76,5 @@ def outcomes_of(
         except CorruptRecord:
             yield None
         else:
-            yield entry, _ORIGINS.get(source, Origin.PEER)
+            allowed = imports or not entry.imported
+            yield (entry, _ORIGINS.get(source, Origin.PEER)) if allowed else None

@@ -44,6 +44,12 @@ _OPTIONS: Final[list[tuple[str, int | str]]] = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
+_WITHOUT_WORDS: Final = (
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # a message that gRPC finds too large
+)
+"""Failures of one call, of which gRPC itself tells: they say nothing of the peer."""
+
 Call = grpc.aio.UnaryStreamCall[peers_pb2.CarryRequest, peers_pb2.CarryReply]
 
 log = structlog.stdlib.get_logger()
@@ -173,7 +179,7 @@ class Peer:
         """A failed call, counted: a refusal in words shows that the peer lives."""
         trailers = dict(error.trailing_metadata() or ())
         message = f"node {self.name}: {error.details() or error.code().name}"
-        if REASON_KEY in trailers or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if REASON_KEY in trailers or error.code() in _WITHOUT_WORDS:
             self._metrics.hops[Hop.REFUSED].inc()
             return from_call(error.code(), trailers, message)
         self._metrics.hops[Hop.LOST].inc()

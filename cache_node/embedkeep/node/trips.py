@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import structlog
+
 from embedkeep.config import NodeConfig
-from embedkeep.errors import DeadlineExceeded, EmbedKeepError, Overloaded
+from embedkeep.errors import DeadlineExceeded, EmbedKeepError, InvalidResponse, Overloaded
 from embedkeep.keys import Key
 from embedkeep.node.admission import Admission, Urgency
 from embedkeep.node.embedders import Embedders, Outcome, Work
@@ -28,6 +30,8 @@ from embedkeep.node.space import Space
 from embedkeep.node.tiers import Tier
 from embedkeep.records import Entry
 from embedkeep.v1 import embedder_pb2, peers_pb2
+
+log = structlog.stdlib.get_logger()
 
 Keep = Callable[[Key, Entry, Asked], bool]
 """Keeps an entry in memory, unless tenant or model have moved on; whether they have not."""
@@ -213,24 +217,27 @@ class Trips:
                     carried = await peer.carry(
                         request_of(asked, flights), traceparent=asked.request.traceparent
                     )
-                except EmbedKeepError:  # counted and logged where it is known what it means
-                    rest = flights
-                else:
-                    rest = self._land(asked, flights, carried)
-            if rest:
+                    self._land(asked, flights, carried)
+                except InvalidResponse as error:
+                    log.warning("a peer answered nonsense", name=peer.name, why=str(error))
+                except EmbedKeepError:
+                    pass  # counted and logged where it is known what it means
+            if rest := [flight for flight in flights if not flight.landed]:
                 await self._carry_instead(asked, rest)
         except EmbedKeepError as error:
             for flight in flights:
                 flight.land(error, Origin.EMBEDDER)
 
-    def _land(
-        self, asked: Asked, flights: Sequence[Flight], carried: peers_pb2.Carried
-    ) -> Sequence[Flight]:
-        """Land what a peer has answered; returns the rest."""
+    def _land(self, asked: Asked, flights: Sequence[Flight], carried: peers_pb2.Carried) -> None:
+        """Land what a peer has answered.
+
+        Raises:
+            InvalidResponse: It does not fit what was asked; nothing is landed.
+        """
         # Before anything is kept: under an older epoch nothing is any more.
         self._learn(asked, carried.epoch)
         keys = [flight.key for flight in flights]
-        found = outcomes_of(carried, keys, dimensions=asked.space.dimensions)
+        found = outcomes_of(carried, keys, dimensions=asked.space.dimensions, imports=self._imports)
         for flight, ended in zip(flights, found, strict=True):
             if ended is None:
                 continue
@@ -238,7 +245,6 @@ class Trips:
             if isinstance(outcome, Entry) and flight.store:
                 self._keep(flight.key, outcome, asked)
             flight.land(outcome, origin)
-        return [flight for flight in flights if not flight.landed]
 
     async def _carry_instead(self, asked: Asked, flights: Sequence[Flight]) -> None:
         """Land *flights* here, together with whatever carries the same keys here already."""
