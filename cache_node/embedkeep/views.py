@@ -27,14 +27,18 @@ class View:
     encoding: Encoding = Encoding.FLOAT32
 
 
+class TooManyDimensions(InvalidRequest):
+    """More were asked for than the model has."""
+
+
 def resolve(view: View, *, model_dimensions: int, model_normalizes: bool) -> View:
     """*view* with every choice made for a model.
 
     Raises:
-        InvalidRequest: More dimensions than the model has.
+        TooManyDimensions: More than the model has.
     """
     if view.dimensions > model_dimensions:
-        raise InvalidRequest(
+        raise TooManyDimensions(
             f"dimensions is {view.dimensions}; this model has {model_dimensions}: ask for 1 to "
             f"{model_dimensions}, or leave it out for all"
         )

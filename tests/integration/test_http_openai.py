@@ -82,6 +82,13 @@ async def test_an_unknown_model_is_openais_404(http: Http, tap: Tap) -> None:
     assert tap.calls == []
 
 
+async def test_more_dimensions_than_there_are_is_an_error_of_that_field(http: Http) -> None:
+    reply = await http.openai(input="a", dimensions=DIMENSIONS + 1)
+
+    assert (reply.status, reply.error["param"]) == (400, "dimensions")
+    assert f"1 to {DIMENSIONS}" in str(reply.error["message"])
+
+
 async def test_a_bad_input_fails_the_request_with_its_index_and_the_good_ones_are_cached(
     http: Http, tap: Tap
 ) -> None:

@@ -172,6 +172,8 @@ def refuse(error: EmbedKeepError) -> web.Response:
         param = error.param
     elif isinstance(error, UnknownModel):
         param = "model"
+    elif isinstance(error, views.TooManyDimensions):
+        param = "dimensions"
     elif isinstance(error, InvalidInput):
         param = "input" if error.index is None else f"input[{error.index}]"
     body = OpenAiError(error=Error(message=str(error), type=kind, param=param, code=code))
