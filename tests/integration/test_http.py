@@ -6,6 +6,7 @@ import json
 import socket
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -217,17 +218,95 @@ async def test_a_deadline_ends_the_wait(http: Http, tap: Tap) -> None:
     assert (tei.status, tei.json["error_type"]) == (504, "backend")
 
 
-async def test_a_body_that_does_not_come_is_waited_for_until_the_deadline(node: Node) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", node.http_port)
-    writer.write(
-        b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        b"x-request-timeout-ms: 50\r\ncontent-length: 100\r\n\r\n{"
-    )
+HEAD = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+BODY = b'{"inputs": "a"}'
 
-    async with asyncio.timeout(WAIT_S):
+
+@asynccontextmanager
+async def connected(node: Node) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.http_port)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_a_body_that_does_not_come_is_waited_for_until_the_deadline(node: Node) -> None:
+    async with connected(node) as (reader, writer):
+        writer.write(HEAD + b"x-request-timeout-ms: 50\r\ncontent-length: 100\r\n\r\n{")
+
         assert (await reader.readline()).startswith(b"HTTP/1.1 504")
-    writer.close()
-    await writer.wait_closed()
+
+
+async def test_a_body_that_comes_slowly_is_not_waited_for_as_long_as_its_caller_would(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.bodies.BODY_S", 0.2)
+    async with connected(node) as (reader, writer):
+        writer.write(HEAD + b"x-request-timeout-ms: 3600000\r\ncontent-length: 100000\r\n\r\n")
+        answered = asyncio.create_task(reader.readuntil(b"}"))
+        while not answered.done():
+            writer.write(b" ")
+            await asyncio.wait([answered], timeout=0.02)
+
+        assert (await answered).startswith(b"HTTP/1.1 504")
+        assert b"the body did not come within 0.2 s" in await answered
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["at once", "after a request that was answered"])
+async def test_headers_that_come_slowly_are_not_waited_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.server.HEADERS_S", 0.2)
+    async with connected(node) as (reader, writer):
+        for _ in range(before):
+            writer.write(HEAD + b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+            await reader.readuntil(b"]]")
+        writer.write(HEAD)
+        closed = asyncio.create_task(reader.read())
+        while not closed.done():
+            writer.write(b"x-one-more: header\r\n")
+            await asyncio.wait([closed], timeout=0.02)
+
+        with suppress(ConnectionError):
+            assert not await closed
+
+
+async def test_headers_that_have_come_bound_nothing_that_follows(
+    http: Http, node: Node, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.server.HEADERS_S", 0.05)
+    tap.gate.clear()
+    async with connected(node) as (reader, writer):
+        for part in (HEAD[:20], HEAD[20:], b"content-length: %d\r\n\r\n" % len(BODY), BODY):
+            writer.write(part)
+            await writer.drain()
+            await http.ask("GET", "/health")  # a turn of the node's loop
+        await tap.entered.get()
+        await asyncio.sleep(0.1)  # longer than the bound: nothing tells that it did not act
+        tap.gate.set()
+
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("before", [b"", HEAD + b"content-length: 0\r\n\r\n"])
+async def test_a_connection_that_says_nothing_is_closed(
+    tmp_path: Path, tap: Tap, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.server.KEEPALIVE_S", 0.2)
+    async with (
+        serve_tap(tap) as port,
+        running(node_config(tmp_path, port)) as node,
+        connected(node) as (reader, writer),
+    ):
+        writer.write(before)
+
+        answered = await reader.read()
+
+    assert answered.startswith(b"HTTP/1.1 422") is bool(before)
 
 
 async def test_what_a_client_that_leaves_has_asked_for_is_cancelled(http: Http, tap: Tap) -> None:

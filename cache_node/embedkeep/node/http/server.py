@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -19,12 +19,51 @@ from embedkeep.tls import server_context
 KEEPALIVE_S: Final = 630.0
 """How long an idle connection stays open: longer than the proxies that clouds put before a server,
 or they send a request into a connection that is just being closed."""
+HEADERS_S: Final = 60.0
+"""How long the headers of one request may take to come, from their first bytes to their last,
+seconds: what nginx and Node.js allow. A client on the slowest of lines needs a second."""
 BACKLOG: Final = 1024
 
 _SILENT: Final = logging.getLogger(__name__)
 """Of aiohttp, which would log what is no HTTP with the header it stands in, an API key's too. Our
 own failures are logged where they are answered."""
 _SILENT.disabled = True
+
+
+class _Connection(web.RequestHandler):
+    """Hangs up where the headers of a request do not end, for which aiohttp has no setting."""
+
+    __slots__ = ("_late",)
+
+    _late: asyncio.TimerHandle | None
+
+    def __init__(self, server: web.Server, **settings: Any) -> None:  # aiohttp's own
+        super().__init__(server, **settings)
+        self._late = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # While aiohttp waits for a request, what comes can only be a part of its headers.
+        if self._waiter is None or self._waiter.done():
+            self._forget()
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(HEADERS_S, self.force_close)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+class _Server(web.Server):
+    """Makes each connection one of ours."""
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
 
 class HttpServer:
@@ -61,7 +100,7 @@ class HttpServer:
 
     async def __aenter__(self) -> Self:
         context = server_context(self._tls) if self._tls is not None else None
-        server = web.Server(
+        server = _Server(
             self._router,
             request_factory=self._request,
             handler_cancellation=True,  # whom nobody waits for is not computed for
