@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkeep.node.space import agreement_key
-from embedkeep.v1 import peers_pb2, peers_pb2_grpc
+from embedkeep.v1 import cache_pb2, peers_pb2, peers_pb2_grpc
 from support.certificates import Authority
 from support.cluster import NAMES, PATIENT, Nodes, Valkeys, is_shut, running_nodes, valkey_cluster
 from support.node import WAIT_S, Node, rows, running, sources, until
@@ -59,6 +59,19 @@ async def test_what_one_node_has_stored_every_node_answers(nodes: Nodes, tap: Ta
     assert rows(second) == rows(first)
     assert set(sources(second)) <= {"valkey", "l1"}
     assert len(tap.texts) == len(texts)
+
+
+async def test_a_trace_goes_over_a_hop(nodes: Nodes, tap: Tap) -> None:
+    trace = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "rojo=00f067aa0ba902b7",
+    }
+    request = cache_pb2.EmbedRequest(inputs=nodes.texts("b", 1))
+
+    await nodes["a"].stub.Embed(request, metadata=list(trace.items()), timeout=WAIT_S)
+
+    assert await nodes.hops("a") == {"answered": 1}
+    assert [call.trace for call in tap.calls] == [trace]
 
 
 async def test_the_books_show_one_computation_however_many_nodes_it_passed(nodes: Nodes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import grpc
 import pytest
+from multidict import CIMultiDict
 
 from embedkeep.v1 import cache_pb2
 from support.http import JSON, Http, Reply, talking
@@ -198,14 +199,19 @@ async def test_a_priority_reaches_the_embedder(http: Http, tap: Tap) -> None:
 
 
 async def test_a_trace_goes_on_to_the_embedder_and_back(http: Http, node: Node, tap: Tap) -> None:
-    over_http = await http.openai({"traceparent": TRACE}, input="a")
-    await node.stub.Embed(_asking("b"), metadata=[("traceparent", TRACE)], timeout=WAIT_S)
-    nonsense = await http.openai({"traceparent": "x" * 55}, input="c")
+    both = CIMultiDict({"traceparent": TRACE, "tracestate": "rojo=00f067aa0ba902b7"})
+    both.add("tracestate", "congo=t61rcWkgMzE")
+    stated = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"
+    over_http = await http.openai(both, input="a")
+    over_grpc = [("traceparent", TRACE), ("tracestate", stated)]
+    await node.stub.Embed(_asking("b"), metadata=over_grpc, timeout=WAIT_S)
+    nonsense = await http.openai({"traceparent": "x" * 55, "tracestate": stated}, input="c")
     refused = await http.openai({"traceparent": TRACE}, input="")
 
     assert over_http.headers["traceparent"] == refused.headers["traceparent"] == TRACE
     assert "traceparent" not in nonsense.headers
-    assert [call.traceparent for call in tap.calls] == [TRACE, TRACE, None]
+    whole = {"traceparent": TRACE, "tracestate": stated}
+    assert [call.trace for call in tap.calls] == [whole, whole, {}]
 
 
 async def test_a_deadline_ends_the_wait(http: Http, tap: Tap) -> None:
@@ -377,6 +383,8 @@ async def test_keys_open_what_they_open_over_grpc(tmp_path: Path, tap: Tap) -> N
             red = {"authorization": "Bearer red-key"}
             await node.embed("a", api_key="red-key")
             hit = await http.openai(red, input="a")
+            azures = await http.openai({"api-key": "red-key"}, input="a")
+            two = await http.openai(red | {"api-key": "blue-key"}, input="a")
             miss = await http.tei({"x-api-key": "blue-key"}, inputs="a")
             stranger = await http.openai({"authorization": "Bearer nobody"}, input="a")
             nobody = [
@@ -386,7 +394,9 @@ async def test_keys_open_what_they_open_over_grpc(tmp_path: Path, tap: Tap) -> N
             health = await http.ask("GET", "/health")
             odd = await http.openai({"authorization": "Bearer \udcff"}, input="a")
 
-    assert hit.headers["x-embedkeep-sources"] == "l1=1"
+    assert hit.headers["x-embedkeep-sources"] == azures.headers["x-embedkeep-sources"] == "l1=1"
+    assert two.status == 401
+    assert "authorization and api-key hold different API keys" in said(two)
     assert miss.headers["x-embedkeep-sources"] == "embedder=1"
     assert (stranger.status, stranger.error["code"]) == (401, "invalid_api_key")
     assert nobody == [401, 401, 401]

@@ -35,7 +35,8 @@ class Call:
     texts: list[str]
     purpose: int
     flow: bytes
-    traceparent: str | bytes | None = None
+    trace: dict[str, str | bytes] = field(default_factory=dict)
+    """What W3C's Trace Context has beside the call."""
 
 
 @dataclass(eq=False)
@@ -109,9 +110,8 @@ class Tap(embedder_pb2_grpc.EmbedderServicer):
         if not request.inputs:
             await refuse(context, InvalidRequest("no inputs"))
         metadata = dict(context.invocation_metadata() or ())
-        call = Call(
-            list(request.inputs), request.purpose, request.flow, metadata.get("traceparent")
-        )
+        trace = {name: value for name, value in metadata.items() if name.startswith("trace")}
+        call = Call(list(request.inputs), request.purpose, request.flow, trace)
         self.calls.append(call)
         number = len(self.calls)
         self.entered.put_nowait(call)

@@ -61,4 +61,4 @@ def test_without_headers_nothing_is_wished_for() -> None:
     wishes = read({})
 
     assert (wishes.store, wishes.fresh, wishes.cached_only) == (True, False, False)
-    assert (wishes.timeout_s, wishes.traceparent) == (None, None)
+    assert (wishes.timeout_s, wishes.trace) == (None, None)

@@ -81,6 +81,8 @@ def test_any_other_key_is_refused(tmp_path: Path, key: str) -> None:
         [("authorization", b"Bearer a1")],
         [("x-api-key", "a1")],
         [("x-api-key", b"a1")],
+        [("api-key", "a1")],
+        [("api-key", "a1"), ("authorization", "Bearer a1"), ("x-api-key", b"a1")],
         [("user-agent", "x"), ("x-api-key", "a1")],
         [("authorization", "Basic a1"), ("x-api-key", "a1")],
     ],
@@ -104,6 +106,19 @@ def test_a_call_without_a_key_is_told_how_to_send_one(
 
     with pytest.raises(Unauthenticated, match="authorization: Bearer KEY"):
         tenants.authenticate(metadata)
+
+
+@pytest.mark.parametrize("other", ["x-api-key", "api-key"])
+@pytest.mark.parametrize("theirs", ["b1", "x1"], ids=["another tenant's", "nobody's"])
+def test_two_keys_that_differ_are_refused_by_the_names_of_their_headers(
+    tmp_path: Path, other: str, theirs: str
+) -> None:
+    tenants = open_tenants(a_config(tmp_path, ann="a1", bob="b1"))
+
+    with pytest.raises(Unauthenticated, match=f"authorization and {other} hold different") as error:
+        tenants.authenticate([("authorization", "Bearer a1"), (other, theirs)])
+
+    assert theirs not in str(error.value)
 
 
 def test_without_tenants_everybody_shares_one_partition() -> None:

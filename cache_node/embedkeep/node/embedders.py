@@ -26,8 +26,8 @@ from embedkeep.errors import (
     from_call,
     from_wire,
 )
-from embedkeep.node.exchange import TRACE
 from embedkeep.node.space import Space, drift, from_description
+from embedkeep.node.trace import Trace
 from embedkeep.records import Entry
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 
@@ -68,13 +68,13 @@ class Work:
     """Prompts resolved: exactly what the model reads."""
     purpose: embedder_pb2.Purpose.ValueType
     flow: bytes
-    traceparent: str | None = None
-    """Of the request that started it, by W3C's Trace Context. None: it had none."""
+    trace: Trace | None = None
+    """Of the request that started it. None: it had none."""
 
     @property
     def metadata(self) -> Metadata:
         """What goes beside the call."""
-        return ((TRACE, self.traceparent),) if self.traceparent is not None else ()
+        return self.trace.metadata if self.trace is not None else ()
 
 
 class Embedders:

@@ -1,9 +1,8 @@
 """What is asked of a cache and what it answers, as plain data. Nothing here knows gRPC."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +14,8 @@ from embedkeep.node.arena import Hits
 from embedkeep.node.metrics import Result
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition
+from embedkeep.node.trace import Trace
 from embedkeep.records import Entry
-
-TRACE: Final = "traceparent"
-"""Header and metadata of W3C's Trace Context."""
-
-_TRACE: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
-
-
-def traceparent(value: str | bytes | None) -> str | None:
-    """*value* where it is one. What is not must not be passed on, and is no reason to refuse."""
-    return value if isinstance(value, str) and _TRACE.fullmatch(value) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +33,7 @@ class Request:
     """Compute anew, whatever is stored."""
     cached_only: bool = False
     """Do not compute."""
-    traceparent: str | None = None
+    trace: Trace | None = None
     """Passed on with what this request has computed. Who joins a computation is not seen in it."""
 
 

@@ -27,8 +27,9 @@ from embedkeep.node.exchange import Request
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.peers import SHOWN_AS, cluster_of
 from embedkeep.node.tenants import Partition, Tenants
+from embedkeep.node.trace import Trace, trace_of
 from embedkeep.node.trips import Hosted
-from embedkeep.node.wire import SOURCES, URGENCIES, trace_of
+from embedkeep.node.wire import SOURCES, URGENCIES
 from embedkeep.records import encode
 from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, peers_pb2, peers_pb2_grpc
@@ -129,7 +130,7 @@ class PeerService(peers_pb2_grpc.PeersServicer):
         return tenant
 
 
-def _request(request: peers_pb2.CarryRequest, *, trace: str | None) -> Request:
+def _request(request: peers_pb2.CarryRequest, *, trace: Trace | None) -> Request:
     return Request(
         texts=request.inputs,
         prompt=request.prompt,
@@ -137,7 +138,7 @@ def _request(request: peers_pb2.CarryRequest, *, trace: str | None) -> Request:
         urgency=URGENCIES.get(request.priority, Urgency.BACKGROUND),
         store=not request.cache_control.no_store,
         fresh=request.cache_control.no_cache,
-        traceparent=trace,
+        trace=trace,
     )
 
 

@@ -21,8 +21,8 @@ from embedkeep.config import Cluster, Member, NodeConfig
 from embedkeep.errors import REASON_KEY, EmbedKeepError, Unavailable, from_call
 from embedkeep.keys import Key
 from embedkeep.node.breaker import Breaker
-from embedkeep.node.exchange import TRACE
 from embedkeep.node.metrics import Hop, Metrics
+from embedkeep.node.trace import Trace
 from embedkeep.v1 import peers_pb2, peers_pb2_grpc
 
 SHOWN_AS: Final = "embedkeep-peer"
@@ -93,7 +93,7 @@ class Peer:
         return self._breaker.closed
 
     async def carry(
-        self, request: peers_pb2.CarryRequest, *, traceparent: str | None = None
+        self, request: peers_pb2.CarryRequest, *, trace: Trace | None = None
     ) -> peers_pb2.Carried:
         """Have the peer answer.
 
@@ -103,7 +103,7 @@ class Peer:
         """
         began = time.monotonic()
         try:
-            carried = await self._carry(request, self._first_sign_s, traceparent)
+            carried = await self._carry(request, self._first_sign_s, trace)
         except _Silent as error:
             late = error.after_signs == 0
             # Where other calls have shut it already, this one must not lengthen the pause.
@@ -151,9 +151,9 @@ class Peer:
         self,
         request: peers_pb2.CarryRequest,
         first_sign_s: float,
-        traceparent: str | None = None,
+        trace: Trace | None = None,
     ) -> peers_pb2.Carried:
-        traced = () if traceparent is None else ((TRACE, traceparent),)
+        traced = () if trace is None else trace.metadata
         async with lent(self._lines) as stub:
             call = stub.Carry(request, metadata=(*self._metadata, *traced), timeout=self._timeout_s)
             try:

@@ -18,7 +18,8 @@ from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.imports import Importer
 from embedkeep.node.imports_wire import batch_of, response_of
 from embedkeep.node.tenants import Partition
-from embedkeep.node.wire import SOURCES, URGENCIES, trace_of
+from embedkeep.node.trace import Trace, trace_of
+from embedkeep.node.wire import SOURCES, URGENCIES
 from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
@@ -242,7 +243,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             case _:
                 raise InvalidRequest("scope: give inputs, or everything: true")
 
-    def _parse(self, request: cache_pb2.EmbedRequest, *, trace: str | None) -> Request:
+    def _parse(self, request: cache_pb2.EmbedRequest, *, trace: Trace | None) -> Request:
         """The request in our terms.
 
         Raises:
@@ -269,7 +270,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             store=not control.no_store,
             fresh=control.no_cache,
             cached_only=control.only_if_cached,
-            traceparent=trace,
+            trace=trace,
         )
 
 

@@ -18,6 +18,9 @@ from embedkeep.errors import InvalidConfig, Unauthenticated
 from embedkeep.keys import KeySpace, tenant_salt, tenant_tag
 
 MIN_SECRET_BYTES: Final = 16
+BEARER: Final = "authorization"
+KEY_HEADERS: Final = ("x-api-key", "api-key")
+"""Where an API key may stand beside `BEARER`; the latter is Azure OpenAI's."""
 MAX_KEY_SPACES: Final = 64
 """Prompts whose hash state is kept for a tenant. Prompts are named in the resource, so few."""
 
@@ -94,12 +97,12 @@ class Tenants:
         return bool(self._config.tenants)
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Partition:
-        """Whose call this is, by ``authorization: Bearer KEY`` or ``x-api-key: KEY``.
+        """Whose call this is, by ``authorization: Bearer KEY`` or one of `KEY_HEADERS`.
 
         Keys are compared by digest, so the time it takes tells nothing of a key.
 
         Raises:
-            Unauthenticated: No key, or not a tenant's.
+            Unauthenticated: No key, not a tenant's, or two that differ.
         """
         if not self.required:
             return self.partitions[0]
@@ -190,14 +193,24 @@ def read_keys(tenants: Sequence[Tenant], partitions: Sequence[Partition]) -> dic
 
 
 def _api_key(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:
+    """The one key that a call shows; None: none.
+
+    Raises:
+        Unauthenticated: It shows two that differ: one of them is not meant.
+    """
+    shown: dict[bytes, str] = {}
     for name, value in metadata:
         # HTTP's headers may hold bytes that are no UTF-8.
         data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
-        if name == "x-api-key":
-            return data.strip()
-        if name == "authorization" and data[:7].lower() == b"bearer ":
-            return data[7:].strip()
-    return None
+        if name in KEY_HEADERS:
+            shown.setdefault(data.strip(), name)
+        elif name == BEARER and data[:7].lower() == b"bearer ":
+            shown.setdefault(data[7:].strip(), name)
+    if len(shown) > 1:
+        raise Unauthenticated(
+            f"{' and '.join(shown.values())} hold different API keys: send one of them"
+        )
+    return next(iter(shown), None)
 
 
 def _versions(tenants: Sequence[Tenant]) -> tuple[object, ...]:

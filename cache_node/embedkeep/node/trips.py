@@ -198,7 +198,7 @@ class Trips:
             texts=[request.prompt + flight.text for flight in flights],
             purpose=_PURPOSES[request.urgency],
             flow=asked.tenant.tag,
-            traceparent=request.traceparent,
+            trace=request.trace,
         )
         outcomes = await self.compute(work, asked.space, urgency=request.urgency)
         for flight, outcome in zip(flights, outcomes, strict=True):
@@ -215,7 +215,7 @@ class Trips:
             with self._admitted(tag, len(flights), urgency):
                 try:
                     carried = await peer.carry(
-                        request_of(asked, flights), traceparent=asked.request.traceparent
+                        request_of(asked, flights), trace=asked.request.trace
                     )
                     self._land(asked, flights, carried)
                 except InvalidResponse as error:

@@ -1,11 +1,9 @@
 """Names of the wire in the node's own terms, for all services that speak them."""
 
-from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Final
 
 from embedkeep.node.admission import Urgency
-from embedkeep.node.exchange import TRACE, traceparent
 from embedkeep.node.metrics import Result
 from embedkeep.v1 import cache_pb2
 
@@ -35,11 +33,3 @@ PRIORITIES: Final = MappingProxyType(
         Urgency.BACKGROUND: cache_pb2.PRIORITY_BACKGROUND,
     }
 )
-
-
-def trace_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    """The trace that a call belongs to, as it says."""
-    for name, value in metadata:
-        if name == TRACE:
-            return traceparent(value)
-    return None

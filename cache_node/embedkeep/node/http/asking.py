@@ -110,7 +110,7 @@ class Desk:
             store=wishes.store,
             fresh=wishes.fresh,
             cached_only=wishes.cached_only,
-            traceparent=wishes.traceparent,
+            trace=wishes.trace,
         )
         left_s = self._calls.timeout_s(caller.ends_s - asyncio.get_running_loop().time())
         answer = await self._calls.answer(request, caller.tenant, timeout_s=left_s)

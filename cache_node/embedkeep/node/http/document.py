@@ -13,11 +13,11 @@ from pydantic import BaseModel, RootModel
 from pydantic.json_schema import models_json_schema
 
 from embedkeep.errors import HTTP
-from embedkeep.node.exchange import TRACE
 from embedkeep.node.http import headers, openai, tei
 from embedkeep.node.http.bodies import JSON
 from embedkeep.node.http.openai import EmbeddingsRequest, EmbeddingsResponse, OpenAiError
 from embedkeep.node.http.tei import EmbedRequest, TeiError
+from embedkeep.node.trace import PARENT, STATE
 
 PATH: Final = "/openapi.json"
 REF: Final = "#/components/schemas/{model}"
@@ -52,7 +52,8 @@ _ASKED: Final = (
      {"type": "integer", "minimum": 1, "maximum": headers.MAX_TIMEOUT_MS}),
     (headers.PRIORITY, "Who waits.", {"type": "string", "enum": [*headers.PRIORITIES]}),
     (headers.CACHE_CONTROL, "As in HTTP: no-store, no-cache, only-if-cached.", {"type": "string"}),
-    (TRACE, "W3C's Trace Context; passed on to the embedder, and back.", {"type": "string"}),
+    (PARENT, "W3C's Trace Context; passed on to the embedder, and back.", {"type": "string"}),
+    (STATE, "The same; passed on to the embedder.", {"type": "string"}),
 )  # fmt: skip
 _SAID: Final = (
     (headers.SOURCES, "Inputs by where they were answered: l1=3, embedder=1."),

@@ -7,13 +7,15 @@ from typing import Final
 
 from embedkeep.errors import InvalidRequest
 from embedkeep.node.admission import Urgency
-from embedkeep.node.exchange import TRACE, Answer, traceparent
+from embedkeep.node.exchange import Answer
 from embedkeep.node.metrics import Result
+from embedkeep.node.tenants import BEARER, KEY_HEADERS
+from embedkeep.node.trace import Trace, trace_of
 
 TIMEOUT: Final = "x-request-timeout-ms"
 PRIORITY: Final = "x-embedkeep-priority"
 CACHE_CONTROL: Final = "cache-control"
-CREDENTIALS: Final = ("authorization", "x-api-key")
+CREDENTIALS: Final = (BEARER, *KEY_HEADERS)
 
 SOURCES: Final = "x-embedkeep-sources"
 SAVED: Final = "x-embedkeep-saved-device-seconds"
@@ -42,7 +44,7 @@ class Wishes:
     store: bool = True
     fresh: bool = False
     cached_only: bool = False
-    traceparent: str | None = None
+    trace: Trace | None = None
     """None: there is none, or it is not one."""
 
 
@@ -60,8 +62,13 @@ def read(headers: Mapping[str, str]) -> Wishes:
         store="no-store" not in control,
         fresh="no-cache" in control,
         cached_only="only-if-cached" in control,
-        traceparent=traceparent(headers.get(TRACE)),
+        trace=trace(headers),
     )
+
+
+def trace(headers: Mapping[str, str]) -> Trace | None:
+    """The trace that a request belongs to; None: to none that can be read."""
+    return trace_of((name.lower(), value) for name, value in headers.items())
 
 
 def credentials(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ import structlog
 from aiohttp import web
 
 from embedkeep.errors import EmbedKeepError, Internal, InvalidRequest, Retryable
-from embedkeep.node.exchange import TRACE, traceparent
-from embedkeep.node.http.headers import REASON
+from embedkeep.node.http.headers import REASON, trace
+from embedkeep.node.trace import PARENT
 
 log = structlog.stdlib.get_logger()
 
@@ -91,8 +91,8 @@ class Router:
         """Answer. Never raises but for a cancellation."""
         response = await self._answer(request)
         response.headers["server"] = SERVER
-        if (trace := traceparent(request.headers.get(TRACE))) is not None:
-            response.headers[TRACE] = trace
+        if (found := trace(request.headers)) is not None:
+            response.headers[PARENT] = found.parent
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
