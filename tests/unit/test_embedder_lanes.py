@@ -19,7 +19,7 @@ def an_entry(*, flow: bytes = b"", lane: Lane = Lane.DEMAND, size: int = 1) -> Q
 
 
 def some_lanes() -> Lanes[Thing]:
-    return Lanes(quantum=4, max_wait_s=1.0)
+    return Lanes(max_wait_s=1.0)
 
 
 def steps_of_a_drop(waiting: int) -> int:

@@ -1,17 +1,20 @@
-"""Order of service: three lanes, and inside each the flows in turns. Pure: no I/O, no clock.
+"""Order of service: three lanes, and inside each the flows fairly. Pure: no I/O, no clock.
 
-Demand before bulk before background (warm-up and shadow checks). Inside a lane the flows take
-turns by deficit round robin counted in sizes (Shreedhar and Varghese 1995), so that no flow's
-long texts or many texts crowd out another's.
+Demand before bulk before background (warm-up and shadow checks). Inside a lane, who has been
+served least comes next, counted in sizes, so that no flow's long texts or many texts crowd out
+another's. One that comes new, or asks seldom, waits for a single entry of each other flow at most,
+however many those have: that is start-time fair queueing (Goyal, Vin and Cheng, IEEE/ACM
+Transactions on Networking 5(5), 1997). Round robin lets it wait for a whole turn of each.
 
 Nothing starves: while a lower lane's oldest entry has waited longer than max_wait_s, every
 fourth turn is that lane's. Not more than that: else a backlog of bulk work, all of it overdue,
 would stand before every person's question.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
+from heapq import heappop, heappush, heapreplace
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -45,13 +48,11 @@ class Queued(Generic[T]):
     """Kept by `Lanes`: not yet taken, not dropped."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Flow(Generic[T]):
     line: deque[Queued[T]] = field(default_factory=deque)
     """Those that wait, and some that were dropped; the first one waits."""
     waiting: int = 0
-    deficit: int = 0
-    """Sizes that it may still have served in this turn."""
 
     def tidy(self) -> None:
         """Keep the first one waiting, and the line's length within twice what waits."""
@@ -63,68 +64,82 @@ class _Flow(Generic[T]):
 
 
 class _Queue(Generic[T]):
-    """One lane: flows that take turns."""
+    """One lane.
 
-    def __init__(self, quantum: int) -> None:
-        self._quantum = quantum
-        self._flows: OrderedDict[bytes, _Flow[T]] = OrderedDict()  # whose turn it is comes first
+    Each flow has a start: what it was served since there was something to do, or what the least
+    served one had been when it came. The flow with the lowest start is next. One that has nothing
+    more is remembered until it would be next, so that it gains nothing by asking bit by bit.
+    """
+
+    def __init__(self) -> None:
+        self._flows: dict[bytes, _Flow[T]] = {}
+        self._order: list[tuple[int, int, bytes]] = []
+        """A heap with an entry for each flow: its start, when it joined, its name."""
+        self._now = 0
+        """The start of the flow that was served last: no other's is lower."""
+        self._joined = 0
+        self._waiting = 0
 
     def __bool__(self) -> bool:
-        return bool(self._flows)
+        return self._waiting > 0
 
     def add(self, entry: Queued[T]) -> None:
         if (flow := self._flows.get(entry.flow)) is None:
             flow = self._flows[entry.flow] = _Flow()
+            self._joined += 1
+            heappush(self._order, (self._now, self._joined, entry.flow))
         flow.line.append(entry)
         flow.waiting += 1
+        self._waiting += 1
 
     def oldest_s(self) -> float:
         """When the first of those that are next in their flows came."""
-        return min(flow.line[0].arrived_s for flow in self._flows.values())
+        return min(flow.line[0].arrived_s for flow in self._flows.values() if flow.waiting)
 
     def take(self, *, most_size: int, most: int) -> list[Queued[T]]:
         taken: list[Queued[T]] = []
         used = 0
-        while self._flows and len(taken) < most:
-            name = next(iter(self._flows))
+        while self._waiting and len(taken) < most:
+            start, joined, name = self._order[0]
             flow = self._flows[name]
-            head = flow.line[0]
-            if flow.deficit < head.size:
-                flow.deficit += self._quantum
-                self._flows.move_to_end(name)
+            if not flow.waiting:
+                heappop(self._order)
+                del self._flows[name]
                 continue
+            head = flow.line[0]
             if taken and used + head.size > most_size:
                 break
-            head.waiting = False
-            taken.append(head)
-            flow.deficit -= head.size
+            self._now = start
+            # Even an entry of no size takes a turn.
+            heapreplace(self._order, (start + max(head.size, 1), joined, name))
             used += head.size
-            self._left(name, flow)
+            taken.append(head)
+            self._leave(head, flow)
         return taken
 
     def drop(self, entry: Queued[T]) -> None:
-        entry.waiting = False
-        self._left(entry.flow, self._flows[entry.flow])
+        self._leave(entry, self._flows[entry.flow])
 
-    def _left(self, name: bytes, flow: _Flow[T]) -> None:
+    def _leave(self, entry: Queued[T], flow: _Flow[T]) -> None:
+        entry.waiting = False
         flow.waiting -= 1
-        if flow.waiting:
-            flow.tidy()
-        else:
-            del self._flows[name]
+        flow.tidy()
+        self._waiting -= 1
+        if not self._waiting:  # nobody is owed anything
+            self._flows.clear()
+            self._order.clear()
+            self._now = 0
 
 
 class Lanes(Generic[T]):
-    """What waits, and who is next.
+    """What waits, and who is next. Two flows that always have work differ by at most two entries.
 
     Args:
-        quantum: A flow's turn, in sizes. Two flows that always have work differ by at most two
-            of these and one entry.
         max_wait_s: A lower lane whose entry waits longer is lifted.
     """
 
-    def __init__(self, *, quantum: int, max_wait_s: float) -> None:
-        self._queues: dict[Lane, _Queue[T]] = {lane: _Queue(quantum) for lane in Lane}
+    def __init__(self, *, max_wait_s: float) -> None:
+        self._queues: dict[Lane, _Queue[T]] = {lane: _Queue() for lane in Lane}
         self._max_wait_s = max_wait_s
         self._since_lifted = LIFT_EVERY
 

@@ -160,7 +160,7 @@ class _Line:
         clock: Callable[[], float],
     ) -> None:
         self.name = name
-        self.lanes: Lanes[_Text] = Lanes(quantum=piece, max_wait_s=max_wait_s)
+        self.lanes: Lanes[_Text] = Lanes(max_wait_s=max_wait_s)
         self.thread = DeviceThread(name)
         self._tokenize = tokenize
         self._piece = piece

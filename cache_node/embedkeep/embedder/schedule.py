@@ -18,9 +18,6 @@ from embedkeep.errors import Overloaded
 
 T = TypeVar("T")
 
-QUANTUM_TOKENS: Final = 256
-"""A flow's turn. Two flows that always have work differ by at most two of these and one input."""
-
 _QUEUE_SHARES: Final = {Lane.DEMAND: 1.0, Lane.BULK: 0.75, Lane.BACKGROUND: 0.5}
 """How full the queue may be for a lane's input to be taken in: background work that fills it up
 must not be why a person is refused."""
@@ -151,7 +148,7 @@ class Schedule(Generic[T]):
     def __init__(self, limits: Batching, cost: Cost) -> None:
         self._limits = limits
         self._cost = cost
-        self._lanes: Lanes[Row[T]] = Lanes(quantum=QUANTUM_TOKENS, max_wait_s=limits.max_wait_s)
+        self._lanes: Lanes[Row[T]] = Lanes(max_wait_s=limits.max_wait_s)
         self._shared: dict[tuple[bytes, Hashable], Row[T]] = {}
         self._tokens = 0
         self.held = 0
