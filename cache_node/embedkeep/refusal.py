@@ -35,6 +35,13 @@ async def refuse(context: Context, error: EmbedKeepError) -> Never:
     raise AssertionError  # abort raises
 
 
+def malformed(error: DecodeError) -> InvalidRequest:
+    """What to say of bytes that are not the message that they should be."""
+    return InvalidRequest(
+        f"the request cannot be read: {error}; texts must be valid UTF-8, without lone surrogates"
+    )
+
+
 Handler = Any
 """grpc.RpcMethodHandler; its types know gRPC's threaded functions, not asyncio's."""
 
@@ -43,10 +50,7 @@ class _Malformed:
     """Stands where a message should be."""
 
     def __init__(self, error: DecodeError) -> None:
-        self.error = InvalidRequest(
-            f"the request cannot be read: {error}; texts must be valid UTF-8, without lone "
-            "surrogates"
-        )
+        self.error = malformed(error)
 
 
 Decode = Callable[[bytes], Message]

@@ -28,10 +28,10 @@ from embedkeep.node.space import agreement_key
 from embedkeep.node.tenants import open_tenants, read_secret
 from embedkeep.node.tier import ValkeyTier
 from embedkeep.node.tiers import Tier
+from embedkeep.node.unary import Unary
+from embedkeep.node.wire import SERVICE
 from embedkeep.serving import Endpoint, Health, run, serving
-from embedkeep.v1 import cache_pb2, cache_pb2_grpc, peers_pb2_grpc
-
-SERVICE = cache_pb2.DESCRIPTOR.services_by_name["EmbeddingCache"].full_name
+from embedkeep.v1 import cache_pb2_grpc, peers_pb2_grpc
 
 
 def main(config: NodeConfig) -> None:
@@ -70,12 +70,15 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
         _connect(config, cache, agreement, metrics, token)
 
         calls = Calls(config=config, cache=cache, tenants=tenants, embedders=embedders)
-        service = CacheService(
+        unary = Unary(
             config=config,
             cache=cache,
             importer=Importer(cache=cache, config=config, metrics=metrics),
             agreement=agreement,
             calls=calls,
+        )
+        service = CacheService(
+            unary, calls=calls, max_stream_requests=config.limits.max_stream_requests
         )
         health = Health([SERVICE])
 
@@ -108,7 +111,7 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
                 tasks.append(beside.create_task(cache.peers.run(), name="peers"))
             try:
                 async with (
-                    _facades(config, calls, cache) as http,
+                    _facades(config, calls, cache, unary) as http,
                     serving(
                         endpoint,
                         register=register,
@@ -131,13 +134,13 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
 
 
 def _facades(
-    config: NodeConfig, calls: Calls, cache: Cache
+    config: NodeConfig, calls: Calls, cache: Cache, unary: Unary
 ) -> AbstractAsyncContextManager[HttpServer | None]:
     if config.http is None:
         return contextlib.nullcontext()
     return HttpServer(
         config.http,
-        router(config, calls, cache),
+        router(config, calls=calls, cache=cache, unary=unary),
         tls=config.tls,
         max_body_bytes=config.limits.max_message_bytes,
         drain_s=config.drain_s,

@@ -7,6 +7,9 @@ from embedkeep.node.admission import Urgency
 from embedkeep.node.metrics import Result
 from embedkeep.v1 import cache_pb2
 
+SERVICE: Final = cache_pb2.DESCRIPTOR.services_by_name["EmbeddingCache"].full_name
+"""In paths, and where health is asked for."""
+
 SOURCES: Final = MappingProxyType(
     {
         Result.L1: cache_pb2.SOURCE_L1,

@@ -113,6 +113,25 @@ async def read(request: web.BaseRequest, kind: type[BodyT], *, most: int, ends_s
             f"content-type: {request.content_type[:MAX_SHOWN]} is not taken; send {JSON}",
             status=415,
         )
+    data = await raw(request, most=most, ends_s=ends_s)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise _wrong(error.errors(include_url=False, include_context=False)[0]) from error
+
+
+async def raw(request: web.BaseRequest, *, most: int, ends_s: float) -> bytes:
+    """The body of *request* as it is.
+
+    Args:
+        most: Bytes of it, decompressed.
+        ends_s: When the caller's time is up, on the loop's clock.
+
+    Raises:
+        Misdirected: Too large.
+        InvalidRequest: Its encoding is broken.
+        DeadlineExceeded: It did not come in time.
+    """
     if (request.content_length or 0) > most:
         raise _too_large(most)
     if request.headers.get("expect", "").lower() == "100-continue":
@@ -121,7 +140,7 @@ async def read(request: web.BaseRequest, kind: type[BodyT], *, most: int, ends_s
     late_s = asyncio.get_running_loop().time() + BODY_S
     try:
         async with asyncio.timeout_at(min(ends_s, late_s)):
-            data = await request.read()
+            return await request.read()
     except TimeoutError as error:
         slow = f"the body did not come within {BODY_S:g} s"
         raise DeadlineExceeded(
@@ -131,10 +150,6 @@ async def read(request: web.BaseRequest, kind: type[BodyT], *, most: int, ends_s
         raise _too_large(most) from error
     except web.RequestPayloadError as error:
         raise InvalidRequest("the body cannot be read: its encoding is broken") from error
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        raise _wrong(error.errors(include_url=False, include_context=False)[0]) from error
 
 
 def _too_large(most: int) -> Misdirected:

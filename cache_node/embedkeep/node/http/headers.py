@@ -10,7 +10,7 @@ from embedkeep.node.admission import Urgency
 from embedkeep.node.exchange import Answer
 from embedkeep.node.metrics import Result
 from embedkeep.node.tenants import BEARER, KEY_HEADERS
-from embedkeep.node.trace import Trace, trace_of
+from embedkeep.node.trace import PARENT, STATE, Trace, trace_of
 
 TIMEOUT: Final = "x-request-timeout-ms"
 PRIORITY: Final = "x-embedkeep-priority"
@@ -68,12 +68,23 @@ def read(headers: Mapping[str, str]) -> Wishes:
 
 def trace(headers: Mapping[str, str]) -> Trace | None:
     """The trace that a request belongs to; None: to none that can be read."""
+    if PARENT not in headers:
+        return None
     return trace_of((name.lower(), value) for name, value in headers.items())
 
 
 def credentials(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """What says who calls, as gRPC's metadata has it."""
     return [(name, headers[name]) for name in CREDENTIALS if name in headers]
+
+
+def metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """All that gRPC's metadata would say: who calls, and in which trace."""
+    said = credentials(headers)
+    if PARENT in headers:
+        named = ((name.lower(), value) for name, value in headers.items())
+        said += [item for item in named if item[0] in {PARENT, STATE}]
+    return said
 
 
 def of(answer: Answer, *, name: str, fresh: bool) -> dict[str, str]:

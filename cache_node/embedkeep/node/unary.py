@@ -1,0 +1,236 @@
+"""The service's unary calls, message in and message out, whichever way they came.
+
+gRPC (`service`) and HTTP (`http.connect`) put their own words around it: how a caller is named,
+what time it has left, and how an error is said.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Final
+
+from embedkeep import views
+from embedkeep.config import NodeConfig
+from embedkeep.errors import InvalidRequest, code_of
+from embedkeep.node.agreement import Agreement
+from embedkeep.node.cache import Cache
+from embedkeep.node.calls import Calls, check_count
+from embedkeep.node.exchange import Answer, Request, check
+from embedkeep.node.imports import Importer
+from embedkeep.node.imports_wire import batch_of, response_of
+from embedkeep.node.tenants import Partition
+from embedkeep.node.trace import Trace, trace_of
+from embedkeep.node.wire import SOURCES, URGENCIES
+from embedkeep.v1 import cache_pb2
+
+Metadata = Iterable[tuple[str, str | bytes]]
+"""What stands beside a message: names in lower case, as gRPC has them, and values."""
+
+MESSAGE_CHARS: Final = 200
+"""Longest message of one row's error. A call's own error is never cut."""
+
+_ENCODINGS: Final = {
+    cache_pb2.ENCODING_UNSPECIFIED: views.Encoding.FLOAT32,
+    cache_pb2.ENCODING_FLOAT32: views.Encoding.FLOAT32,
+    cache_pb2.ENCODING_FLOAT16: views.Encoding.FLOAT16,
+}
+_WIRE_ENCODINGS: Final = {
+    views.Encoding.FLOAT32: cache_pb2.ENCODING_FLOAT32,
+    views.Encoding.FLOAT16: cache_pb2.ENCODING_FLOAT16,
+}
+
+
+class Unary:
+    """Answers one cache's unary calls.
+
+    Every method takes a message and, of its caller, the metadata and how many seconds it still
+    has (None: it did not say), and raises `EmbedKeepError` for what it cannot answer.
+
+    Args:
+        config: Names, prompts and limits.
+        cache: Answers.
+        importer: Takes in what callers bring.
+        agreement: What is served.
+        calls: Who may call, and how much.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        cache: Cache,
+        importer: Importer,
+        agreement: Agreement,
+        calls: Calls,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._importer = importer
+        self._agreement = agreement
+        self._calls = calls
+
+    async def embed(
+        self, request: cache_pb2.EmbedRequest, metadata: Metadata, left_s: float | None
+    ) -> cache_pb2.EmbedResponse:
+        """A row for each text."""
+        with self._calls.entered(metadata) as tenant:
+            return await self._embed(request, tenant, trace_of(metadata), left_s)
+
+    async def embed_in_stream(
+        self, request: cache_pb2.EmbedRequest, metadata: Metadata, left_s: float | None
+    ) -> cache_pb2.EmbedResponse:
+        """As `embed`, within a call that is counted in already.
+
+        Its key is looked at each time: it may be withdrawn while the stream lasts.
+        """
+        return await self._embed(request, self._calls.caller(metadata), trace_of(metadata), left_s)
+
+    async def import_pairs(
+        self, request: cache_pb2.ImportRequest, metadata: Metadata, left_s: float | None
+    ) -> cache_pb2.ImportResponse:
+        """Keep what the caller brings."""
+        with self._calls.entered(metadata) as tenant:
+            check_count(len(request.inputs), most=self._calls.max_message_inputs)
+            prompt = self._calls.prompt(request.model, request.prompt)
+            batch = batch_of(request, prompt=prompt, space=self._cache.serving())
+            taken = await self._importer.take(
+                batch, tenant, timeout_s=self._calls.timeout_s(left_s)
+            )
+            return response_of(taken)
+
+    async def invalidate(
+        self, request: cache_pb2.InvalidateRequest, metadata: Metadata, left_s: float | None
+    ) -> cache_pb2.InvalidateResponse:
+        """Forget; it takes the time it takes, since half of it would help nobody."""
+        del left_s
+        with self._calls.entered(metadata) as tenant:
+            await self._invalidate(request, tenant)
+            return cache_pb2.InvalidateResponse(epoch=tenant.epoch)
+
+    async def info(
+        self, request: cache_pb2.InfoRequest, metadata: Metadata, left_s: float | None
+    ) -> cache_pb2.InfoResponse:
+        """What is served. Not counted in: a full node still says what it is."""
+        del request, left_s
+        tenant = self._calls.caller(metadata)
+        config, space = self._config, self._cache.space
+        return cache_pb2.InfoResponse(
+            version=version("embedkeep"),
+            model=config.model.name,
+            aliases=self._calls.aliases,
+            prompts=list(config.model.prompts),
+            fingerprint=space.fingerprint if space else "",
+            dimensions=space.dimensions if space else 0,
+            max_tokens=space.max_tokens if space else 0,
+            epoch=tenant.epoch,
+            max_inputs=self._calls.max_message_inputs,
+            max_input_bytes=config.limits.max_input_bytes,
+            max_message_bytes=config.limits.max_message_bytes,
+            tiers=self._tiers(),
+            imports=config.imports,
+            min_cosine=space.min_canary_cosine if space else 0.0,
+        )
+
+    def _tiers(self) -> list[cache_pb2.Tier]:
+        tier, embedder = self._cache.tier, self._agreement.embedder_problem
+        tiers = [cache_pb2.Tier(name="l1", serving=self._config.l1_bytes > 0)]
+        if tier is not None:
+            tiers.append(
+                cache_pb2.Tier(name="valkey", serving=tier.open, message=tier.problem or "")
+            )
+        tiers.append(
+            cache_pb2.Tier(name="embedder", serving=embedder is None, message=embedder or "")
+        )
+        return tiers
+
+    async def _embed(
+        self,
+        request: cache_pb2.EmbedRequest,
+        tenant: Partition,
+        trace: Trace | None,
+        left_s: float | None,
+    ) -> cache_pb2.EmbedResponse:
+        asked = self._parse(request, trace=trace)
+        answer = await self._calls.answer(asked, tenant, timeout_s=self._calls.timeout_s(left_s))
+        return render(answer, asked.view)
+
+    async def _invalidate(self, request: cache_pb2.InvalidateRequest, tenant: Partition) -> None:
+        prompt = self._calls.prompt(request.model, request.inputs.prompt)
+        match request.WhichOneof("scope"):
+            case "inputs":
+                texts = list(request.inputs.inputs)
+                check_count(len(texts), most=self._calls.max_message_inputs)
+                for index, text in enumerate(texts):
+                    if error := check(text, self._config.limits.max_input_bytes):
+                        raise InvalidRequest(f"inputs[{index}]: {error}")
+                await self._cache.forget(texts, prompt, tenant)
+            case "everything" if request.everything:
+                await self._cache.forget_all(tenant)
+            case _:
+                raise InvalidRequest("scope: give inputs, or everything: true")
+
+    def _parse(self, request: cache_pb2.EmbedRequest, *, trace: Trace | None) -> Request:
+        """The request in our terms.
+
+        Raises:
+            InvalidRequest: A field is wrong; names it.
+        """
+        check_count(len(request.inputs), most=self._calls.max_message_inputs)
+        control = request.cache_control
+        if request.priority not in URGENCIES:
+            raise InvalidRequest(f"priority: {request.priority} is none; 0 to {max(URGENCIES)} are")
+        if request.view.encoding not in _ENCODINGS:
+            raise InvalidRequest(
+                f"view.encoding: {request.view.encoding} is none; 0 to {max(_ENCODINGS)} are"
+            )
+        view = views.View(
+            dimensions=request.view.dimensions,
+            normalize=request.view.normalize if request.view.HasField("normalize") else None,
+            encoding=_ENCODINGS[request.view.encoding],
+        )
+        return Request(
+            texts=list(request.inputs),
+            prompt=self._calls.prompt(request.model, request.prompt),
+            view=view,
+            urgency=URGENCIES[request.priority],
+            store=not control.no_store,
+            fresh=control.no_cache,
+            cached_only=control.only_if_cached,
+            trace=trace,
+        )
+
+
+def render(answer: Answer, view: views.View) -> cache_pb2.EmbedResponse:
+    """*answer* for the wire, as *view*.
+
+    Raises:
+        InvalidRequest: More dimensions than the model has.
+    """
+    space = answer.space
+    view = views.resolve(view, model_dimensions=space.dimensions, model_normalizes=space.normalized)
+    statuses = [0] * len(answer.results)
+    errors = []
+    for index, error in sorted(answer.errors.items()):
+        statuses[index] = code_of(error)
+        errors.append(
+            cache_pb2.InputError(
+                index=index,
+                code=statuses[index],
+                reason=error.reason,
+                message=str(error)[:MESSAGE_CHARS],
+            )
+        )
+    return cache_pb2.EmbedResponse(
+        vectors=views.apply(view, answer.rows),
+        dimensions=view.dimensions,
+        encoding=_WIRE_ENCODINGS[view.encoding],
+        sources=map(SOURCES.__getitem__, answer.results),
+        statuses=statuses,
+        tokens=answer.tokens,
+        truncated=sorted(answer.truncated),
+        imported=sorted(answer.imported),
+        errors=errors,
+        fingerprint=space.fingerprint,
+        epoch=answer.epoch,
+        saved_device_seconds=answer.saved_ns / 1e9,
+        spent_device_seconds=answer.spent_ns / 1e9,
+    )
