@@ -5,6 +5,7 @@ import base64
 import json
 import time
 
+import grpc
 import numpy as np
 import pytest
 from aiohttp import web
@@ -277,6 +278,34 @@ async def test_a_connection_that_is_cut_or_hangs_is_made_again() -> None:
 
     assert vectors(answer).tobytes() == expected("a").tobytes()
     assert served.metric("embedkeep_upstream_requests_total", outcome="failed") == 2
+
+
+async def test_a_request_is_given_up_when_its_callers_have_no_more_time() -> None:
+    fake = FakeUpstream()
+    async with asking(fake, max_concurrent_requests=1) as served:
+        fake.next = [at(asyncio.Event())]
+        error = await failure(served.embed("a", timeout_s=0.2))
+        answer = await served.embed("b")  # the only request that there may be is free again
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert vectors(answer).tobytes() == expected("b").tobytes()
+    assert fake.asked == [["a"], ["b"]]
+    assert served.metric("embedkeep_upstream_requests_total", outcome="late") == 1
+
+
+async def test_who_has_no_time_for_another_try_hears_so_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for bound in ("FIRST_PAUSE_S", "LONGEST_PAUSE_S"):  # so that any dice say later than the call
+        monkeypatch.setattr(f"embedkeep.embedder.upstream.pace.{bound}", 1e12)
+    fake = FakeUpstream()
+    async with asking(fake) as served:
+        fake.next = [web.Response(status=500)]
+        answer = await served.embed("a")
+
+    assert errors(answer) == {0: "DeadlineExceeded"}
+    assert answer.errors[0].message == "no time is left to ask the upstream again: 500"
+    assert fake.asked == [["a"]]
 
 
 async def test_a_limit_that_the_upstream_did_not_tell_is_found_and_the_books_stay_right() -> None:

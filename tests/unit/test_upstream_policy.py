@@ -35,6 +35,7 @@ class Wish:
 
     text: str
     settled: bool = False
+    ends_s: float = math.inf
 
 
 @dataclass
@@ -59,11 +60,16 @@ class World:
         )
 
     def offer(
-        self, *texts: str, lane: Lane = Lane.DEMAND, flow: bytes = b"", size: int = SIZE
+        self,
+        *texts: str,
+        lane: Lane = Lane.DEMAND,
+        flow: bytes = b"",
+        size: int = SIZE,
+        ends_s: float = math.inf,
     ) -> list[Item[Wish]]:
         items = [
             Item(
-                payload=Wish(text),
+                payload=Wish(text, ends_s=ends_s),
                 tokens=size,
                 lane=lane,
                 flow=flow,
@@ -334,6 +340,32 @@ def test_tries_are_bounded_and_what_nobody_waits_for_is_not_tried_again() -> Non
     assert world.sent == [["left", "stays"], *[["stays"]] * (MOST_TRIES - 1)]
     assert world.settled["stays"][0] is Why.GAVE_UP
     assert not stays.payload.settled or "left" not in world.settled
+
+
+def test_no_try_is_begun_that_begins_after_its_callers_time() -> None:
+    """With dice that say 1, the tries are at 0, 0.25, 0.75 and 1.75 s."""
+    world = World(max_inputs=3)
+    world.offer("hurried", ends_s=0.7)
+    world.offer("hurried", "slower", ends_s=1.0)
+    world.offer("patient")
+
+    world.run(lambda _: failed(Kind.FAILED) if len(world.sent) < 4 else None)
+
+    first = ["hurried", "slower", "patient"]
+    assert world.sent == [first, first, first, ["patient"]]
+    late = (Why.LATE, failed(Kind.FAILED))
+    assert world.settled == {"hurried": late, "slower": late, "patient": (None, None)}
+
+
+def test_callers_whose_time_was_up_say_nothing_of_the_upstream() -> None:
+    world = World(max_inputs=1)
+    world.offer("a", "b", "c", "d")
+
+    world.run(lambda _: failed(Kind.LATE))
+
+    assert world.sent == [["a"], ["b"], ["c"], ["d"]]
+    assert {why for why, _ in world.settled.values()} == {Why.LATE}
+    assert not world.policy.pace.left_s(world.now_s)
 
 
 @given(kind=st.sampled_from([Kind.EXHAUSTED, Kind.KEY, Kind.MODEL, Kind.NONSENSE]))

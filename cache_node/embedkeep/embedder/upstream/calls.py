@@ -5,6 +5,7 @@ it is paid already, and is answered to those who still wait for it.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from embedkeep.embedder.upstream.metrics import ANSWERED, UpstreamMetrics
 from embedkeep.embedder.upstream.policy import Part, Policy, Settled, Sizes, Why
 from embedkeep.embedder.upstream.wires import Answer, Wire, most_answer_bytes, read
 from embedkeep.errors import (
+    DeadlineExceeded,
     EmbedderUnavailable,
     EmbedKeepError,
     InvalidInput,
@@ -69,7 +71,8 @@ class Computed:
 class _Call:
     purpose: str
     lane: Lane
-    ends_s: float | None
+    ends_s: float
+    """When its caller's time is up; infinite: never."""
     answer: Computed
     left: int
     done: asyncio.Future[None]
@@ -86,6 +89,11 @@ class _Place:
     index: int
     text: str
     settled: bool = False
+
+    @property
+    def ends_s(self) -> float:
+        """When its caller's time is up; infinite: never."""
+        return self.call.ends_s
 
     def settle(self) -> bool:
         """Wait no more; whether it did until now."""
@@ -191,7 +199,7 @@ class Calls:
             self._metrics.refused.labels(name).inc(count)
             raise
         now_s = self._clock()
-        call = self._new_call(texts, name, lane, None if time_s is None else now_s + time_s)
+        call = self._new_call(texts, name, lane, now_s + (math.inf if time_s is None else time_s))
         call.items = [
             Item(
                 payload=place,
@@ -259,9 +267,7 @@ class Calls:
         if not self._policy.will_wait(self._policy.patience_s(lane, time_s), now_s):
             raise self._refusal(pace.reason, now_s)
 
-    def _new_call(
-        self, texts: Sequence[str], purpose: str, lane: Lane, ends_s: float | None
-    ) -> _Call:
+    def _new_call(self, texts: Sequence[str], purpose: str, lane: Lane, ends_s: float) -> _Call:
         count = len(texts)
         call = _Call(
             purpose=purpose,
@@ -290,7 +296,8 @@ class Calls:
 
     async def _request(self, part: Part[_Place]) -> None:
         started_ns = time.perf_counter_ns()
-        outcome = await self._ask([row.payer.payload.text for row in part.rows])
+        texts = [row.payer.payload.text for row in part.rows]
+        outcome = await self._ask(texts, ends_s=part.ends_s)
         took_ns = time.perf_counter_ns() - started_ns
         self._sent.discard(part)
         now_s = self._clock()
@@ -300,7 +307,7 @@ class Calls:
         self._refuse_the_impatient(now_s)
         self._wake.set()
 
-    async def _ask(self, texts: Sequence[str]) -> Answer | Failure:
+    async def _ask(self, texts: Sequence[str], *, ends_s: float) -> Answer | Failure:
         asked = self._asked
         if (failure := await asked.looker.look()) is not None:
             return failure
@@ -308,6 +315,7 @@ class Calls:
             asked.wire.path,
             asked.wire.body(texts),
             most_bytes=most_answer_bytes(len(texts), asked.dimensions),
+            within_s=max(0.001, ends_s - self._clock()),  # aiohttp takes 0 for no limit
         )
         if isinstance(reply, Failure):
             if reply.kind is Kind.FAILED:
@@ -366,8 +374,7 @@ class Calls:
             id(item.payload) for part in self._sent for row in part.rows for item in row.waiters
         }
         for call in list(self._calls):
-            time_s = None if call.ends_s is None else call.ends_s - now_s
-            if policy.will_wait(policy.patience_s(call.lane, time_s), now_s):
+            if policy.will_wait(policy.patience_s(call.lane, call.ends_s - now_s), now_s):
                 continue
             error = self._refusal(policy.pace.reason, now_s)
             refused = [item for item in call.items if id(item.payload) not in sent]
@@ -396,6 +403,8 @@ class Calls:
                 f"the upstream refuses a batch ({told}), and the search for the input at fault was"
                 " ended; fewer inputs in a request may be taken: see maxBatchInputs"
             )
+        if settled.why is Why.LATE:
+            return DeadlineExceeded(f"no time is left to ask the upstream again: {told}")
         return self._refusal(failure, now_s)
 
 

@@ -40,6 +40,8 @@ class Kind(StrEnum):
     """Something in it is wrong: one of the inputs, where others were taken before."""
     FAILED = "failed"
     """It broke, did not answer in time, or was not reached."""
+    LATE = "late"
+    """It did not answer in the time that its callers had, which says nothing of the upstream."""
     NONSENSE = "nonsense"
     """It answered something that does not fit the question."""
 

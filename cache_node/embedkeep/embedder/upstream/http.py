@@ -1,5 +1,6 @@
 """Requests to one upstream: connections, TLS, proxies, the key, and time limits."""
 
+import math
 import os
 import ssl
 import time
@@ -60,7 +61,6 @@ class Http:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._concurrent + 1, ssl=self._tls),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"user-agent": "embedkeep"},
         )
@@ -79,16 +79,24 @@ class Http:
         """GET a path below the base."""
         return await self._ask("GET", path, None, most_bytes)
 
-    async def post(self, path: str, body: bytes, *, most_bytes: int) -> Reply | Failure:
+    async def post(
+        self, path: str, body: bytes, *, most_bytes: int, within_s: float = math.inf
+    ) -> Reply | Failure:
         """POST JSON to a path below the base.
 
         Args:
             most_bytes: An answer that is larger fits no question.
+            within_s: How long somebody waits for the answer, seconds.
         """
-        return await self._ask("POST", path, body, most_bytes)
+        return await self._ask("POST", path, body, most_bytes, within_s)
 
     async def _ask(
-        self, method: str, path: str, body: bytes | None, most_bytes: int
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        most_bytes: int,
+        within_s: float = math.inf,
     ) -> Reply | Failure:
         if self._session is None:
             raise RuntimeError("not entered")
@@ -106,12 +114,13 @@ class Http:
                 allow_redirects=False,
                 proxy=self._proxy,
                 proxy_auth=self._proxy_auth,
+                timeout=_timeout(min(self._timeout_s, within_s)),
             ) as response:
                 return await self._read(response, most_bytes)
         except InvalidConfig as error:
             return Failure(kind=Kind.KEY, said=str(error))
         except TimeoutError:
-            return Failure(kind=Kind.FAILED, said=f"no answer in {self._timeout_s:g} s")
+            return self._timed_out(within_s)
         except aiohttp.ClientConnectorCertificateError as error:
             why = getattr(error.certificate_error, "verify_message", "") or "it is not trusted"
             return Failure(kind=Kind.FAILED, said=f"its certificate is refused: {why}")
@@ -123,6 +132,11 @@ class Http:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Their messages may hold the URL with its query.
             return Failure(kind=Kind.FAILED, said=f"connection lost ({type(error).__name__})")
+
+    def _timed_out(self, within_s: float) -> Failure:
+        """Callers with about as much time as an upstream has are no reason to think it well."""
+        kind = Kind.FAILED if within_s > self._timeout_s / 2 else Kind.LATE
+        return Failure(kind=kind, said=f"no answer in {min(within_s, self._timeout_s):.3g} s")
 
     async def _read(self, response: aiohttp.ClientResponse, most_bytes: int) -> Reply | Failure:
         success = response.status == 200
@@ -142,6 +156,10 @@ class Http:
             self.key.hide(bytes(body)),
             now_s=time.time(),
         )
+
+
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, sock_connect=_CONNECT_S)
 
 
 def base_url(upstream: Upstream) -> URL:

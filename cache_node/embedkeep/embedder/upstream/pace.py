@@ -65,7 +65,7 @@ class Pace:
         if kind in {Kind.TOO_MANY, Kind.TOO_LONG, Kind.REJECTED}:
             self.succeeded()
             return
-        if kind is Kind.NONSENSE:
+        if kind in {Kind.NONSENSE, Kind.LATE}:
             return
         paused = now_s < self.open_at_s
         if not paused:  # else one outage would count once for each request that was in flight

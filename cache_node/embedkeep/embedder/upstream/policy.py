@@ -6,6 +6,7 @@ of it where it was too much or one of its inputs is bad. A bad input is found by
 most 2 * log2(n) requests for each, and never with more than `SEARCH_REQUESTS` for one batch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -38,6 +39,11 @@ class Waiter(Protocol):
 
     settled: bool
     """It waits no more: it was answered, refused or left."""
+
+    @property
+    def ends_s(self) -> float:
+        """When its caller's time is up, on the policy's clock; infinite: never."""
+        ...
 
 
 T = TypeVar("T", bound=Waiter)
@@ -73,6 +79,11 @@ class Part(Generic[T]):
     def sizes(self) -> list[int]:
         """Estimated tokens of each row."""
         return [row.tokens for row in self.rows]
+
+    @property
+    def ends_s(self) -> float:
+        """When the last who waits for any of it has no more time; infinite: never."""
+        return max(map(_ends_s, self.rows), default=-math.inf)
 
     def forget_settled(self) -> None:
         """Drop rows for which nobody waits."""
@@ -117,6 +128,8 @@ class Why(Enum):
     """It said that this input is bad."""
     NOT_FOUND = "not found"
     """The batch was refused, and the search for the bad input was ended."""
+    LATE = "late"
+    """Its callers' time is up before another try."""
     GAVE_UP = "gave up"
     """Tries are used up, or there is no use in more."""
 
@@ -284,6 +297,8 @@ class Policy(Generic[T]):
                 return self._too_large(part, outcome)
             case Kind.REJECTED:
                 return self._search(part, outcome)
+            case Kind.LATE:
+                return [_unsettled(part, Why.LATE, outcome)]
             case _:
                 return [_unsettled(part, Why.GAVE_UP, outcome)]
 
@@ -321,10 +336,17 @@ class Policy(Generic[T]):
         part.tries += 1
         if part.tries >= MOST_TRIES:
             return [_unsettled(part, Why.GAVE_UP, failure)]
+        late: list[int] = []
         if failure.kind is Kind.FAILED:
             part.not_before_s = now_s + backoff_s(part.tries, self._dice)
-        self._parts.append(part)
-        return []
+            part.forget_settled()
+            late = [n for n, row in enumerate(part.rows) if _ends_s(row) <= part.not_before_s]
+        if not late:
+            self._parts.append(part)
+            return []
+        in_time = [number for number in range(len(part.rows)) if number not in late]
+        self._parts.append(part.only(in_time, part.search, named=part.named))
+        return [_unsettled(part.only(late, part.search), Why.LATE, failure)]
 
     def _too_large(self, part: Part[T], failure: Failure) -> list[Settled[T]]:
         if len(part.rows) == 1:
@@ -348,6 +370,12 @@ class Policy(Generic[T]):
             rest = [number for number in range(count) if number != named]
             self._parts[:0] = [part.only([named], search, named=True), part.only(rest, search)]
         return []
+
+
+def _ends_s(row: Row[T]) -> float:
+    """When the last of those who still wait for *row* has no more time."""
+    waits = (item.payload for item in row.waiters)
+    return max((each.ends_s for each in waits if not each.settled), default=-math.inf)
 
 
 def _unsettled(part: Part[T], why: Why, failure: Failure) -> Settled[T]:
