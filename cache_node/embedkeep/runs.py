@@ -81,6 +81,8 @@ class Run:
     """The node speaks TLS."""
     client_tls: dict[str, str | None] | None = None
     """How this machine's own processes reach it: fields of ClientTls. None: plain text."""
+    api_key_file: str | None = None
+    """Holds API keys, one a line, of the first tenant. None: everybody may call."""
 
     @property
     def address(self) -> str:

@@ -199,7 +199,14 @@ async def test_tenants_and_certificates_come_from_the_secrets_folder(
                 await client.embed(["one"])
         code, out, err = await said_by(*place.command("status", "--json"))
         assert (code, err) == (0, "")
-        assert json.loads(out)["docs"]["run"]["tls"] is True
+        told = json.loads(out)["docs"]
+        assert told["run"]["tls"] is True
+        assert told["info"]["model"] == "sentence-transformers/all-MiniLM-L6-v2"
+        assert [tier["name"] for tier in told["info"]["tiers"]] == ["l1", "valkey", "embedder"]
+        (secrets / "key" / "apiKey").unlink()
+        code, out, _ = await said_by(*place.command("status"))
+        assert code == 0
+        assert "holds none's API key" in " ".join(out.split())
         for name in ("node.json", "valkey.conf", "cluster-secret", "valkey-password"):
             assert (running.folder / name).stat().st_mode & 0o077 == 0
 

@@ -46,8 +46,6 @@ class Running:
     """What others read of it: ports and addresses."""
     tls: ClientTls | None
     """How to reach the nodes. None: plain text."""
-    api_key_file: Path | None
-    """The first tenant's. None: everybody may call."""
     notes: tuple[str, ...]
     """What the resource says that means nothing on one machine."""
     supervisor: Supervisor
@@ -84,7 +82,7 @@ class Running:
             ("--tls-cert", tls.cert_file),
             ("--tls-key", tls.key_file),
             ("--tls-name", tls.server_name),
-            ("--api-key-file", self.api_key_file),
+            ("--api-key-file", self.run.api_key_file),
         ):
             words += [flag, str(value)] if value is not None else []
         return shlex.join([*words, "TEXT"])
@@ -230,7 +228,6 @@ class Local:
             folder=folder,
             run=self._run(name, prepared),
             tls=prepared.node_tls,
-            api_key_file=prepared.api_key_file,
             notes=tuple(f"only used on Kubernetes: {path}" for path in kubernetes_only(resource)),
             supervisor=supervisor,
             forming=forming,
@@ -265,7 +262,7 @@ class Local:
         return output.line
 
     def _run(self, name: str, prepared: Prepared) -> Run:
-        tls = prepared.node_tls
+        tls, key = prepared.node_tls, prepared.api_key_file
         return Run(
             name=name,
             pid=os.getpid(),
@@ -274,6 +271,7 @@ class Local:
             ports=prepared.ports,
             tls=tls is not None,
             client_tls=tls.model_dump(mode="json") if tls is not None else None,
+            api_key_file=str(key.absolute()) if key is not None else None,
         )
 
     def _tell(self, event: Event) -> None:

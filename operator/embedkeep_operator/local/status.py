@@ -14,7 +14,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from embedkeep.config import ClientTls
 from embedkeep.errors import EmbedKeepError, Unavailable
 from embedkeep.runs import Run, default_root, find, numbered
 from embedkeep.v1 import cache_pb2
@@ -49,6 +48,8 @@ class Said:
     """None: see problem."""
     problem: str = ""
     """Why there is no info."""
+    untold: str = ""
+    """Why the info is empty of a node that answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,28 +111,47 @@ async def _report(run: Run) -> Report:
     nodes = dict(zip(numbered("node", len(run.ports.nodes)), run.ports.nodes, strict=True))
     counts, said = await asyncio.gather(
         read(run.ports.metrics_urls),
-        asyncio.gather(*(_said(node.grpc, run.way_in) for node in nodes.values())),
+        asyncio.gather(*(_said(node.grpc, run) for node in nodes.values())),
     )
     return Report(run=run, counts=counts, nodes=dict(zip(nodes, said, strict=True)))
 
 
-async def _said(port: int, tls: ClientTls | None) -> Said:
+async def _said(port: int, run: Run) -> Said:
     """What a node says, or why it says nothing."""
     try:
-        async with loopback_channel(port, tls) as channel:
+        async with loopback_channel(port, run.way_in) as channel:
             ask = channel.unary_unary(
                 INFO,
                 request_serializer=cache_pb2.InfoRequest.SerializeToString,
                 response_deserializer=cache_pb2.InfoResponse.FromString,
             )
-            return Said(info=await ask(cache_pb2.InfoRequest(), timeout=INFO_TIMEOUT_S))
+            metadata = await asyncio.to_thread(_credentials, run)
+            info = await ask(cache_pb2.InfoRequest(), timeout=INFO_TIMEOUT_S, metadata=metadata)
+            return Said(info=info)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             # It answers, but only tells a tenant: the counts below are everybody's.
-            return Said(info=cache_pb2.InfoResponse())
+            untold = f"told to tenants alone, and {run.api_key_file} holds none's API key"
+            return Said(info=cache_pb2.InfoResponse(), untold=untold)
         return Said(info=None, problem=f"{error.code().name.lower()}: {error.details()}")
     except EmbedKeepError as error:
         return Said(info=None, problem=str(error))
+
+
+def _credentials(run: Run) -> tuple[tuple[str, str], ...]:
+    """Of the first tenant, whose key file whoever started the cache may read; empty: none."""
+    if run.api_key_file is None:
+        return ()
+    try:
+        keys = Path(run.api_key_file).read_text().split()
+    except (OSError, ValueError):
+        return ()
+    return (("x-api-key", keys[0]),) if keys and _sendable(keys[0]) else ()
+
+
+def _sendable(key: str) -> bool:
+    """GRPC takes nothing else, and the node would refuse it."""
+    return key.isascii() and key.isprintable()
 
 
 def as_data(report: Report) -> dict[str, object]:
@@ -175,6 +195,8 @@ def _shown(report: Report) -> RenderableType:
             facts.add_row(
                 f"tier {tier.name}{of}", Text(state, style="" if tier.serving else "yellow")
             )
+        if said.untold:
+            facts.add_row(f"model and tiers{of}", Text(said.untold, style="yellow"))
         if said.problem:
             facts.add_row(f"problem{of}", Text(said.problem, style="red"))
     return Group(
