@@ -196,6 +196,7 @@ async def test_work_at_the_owner_is_cancelled_when_nobody_waits_any_more(
         await tap.cancellation.wait()
     tap.gate.set()
 
+    assert await nodes.hops("a") == {"left": 1}
     assert rows(await nodes["a"].embed(text)) == tap.computed[text]
 
 

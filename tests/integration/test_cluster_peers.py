@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(90)
 class Liar(peers_pb2_grpc.PeersServicer):
     """A peer that answers something else."""
 
-    def __init__(self, answer: peers_pb2.Carried) -> None:
+    def __init__(self, answer: peers_pb2.Carried | None) -> None:
         self.answer = answer
 
     async def Carry(  # type: ignore[override]  # noqa: N802 - the wire's name; gRPC also takes a coroutine that writes
@@ -26,7 +26,8 @@ class Liar(peers_pb2_grpc.PeersServicer):
     ) -> None:
         """Answer."""
         answer = self.answer if request.inputs else peers_pb2.Carried()
-        await context.write(peers_pb2.CarryReply(carried=answer))
+        if answer is not None:
+            await context.write(peers_pb2.CarryReply(carried=answer))
 
     async def Withdraw(  # noqa: N802 - the wire's name
         self, _request: peers_pb2.WithdrawRequest, _context: Context
@@ -36,19 +37,24 @@ class Liar(peers_pb2_grpc.PeersServicer):
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "outcome"),
     [
-        pytest.param(peers_pb2.Carried(), id="nothing"),
+        pytest.param(None, "unanswered", id="no answer"),
+        pytest.param(peers_pb2.Carried(), "answered", id="nothing"),
         pytest.param(
-            peers_pb2.Carried(records=[b""] * 3, sources=[cache_pb2.SOURCE_L1] * 3), id="too much"
+            peers_pb2.Carried(records=[b""] * 3, sources=[cache_pb2.SOURCE_L1] * 3),
+            "answered",
+            id="too much",
         ),
         pytest.param(
-            peers_pb2.Carried(records=[b"x" * 64], sources=[cache_pb2.SOURCE_L1]), id="no record"
+            peers_pb2.Carried(records=[b"x" * 64], sources=[cache_pb2.SOURCE_L1]),
+            "answered",
+            id="no record",
         ),
     ],
 )
 async def test_what_a_peer_answers_nonsense_for_is_computed_by_who_was_asked(
-    whole: Valkeys, tap: Tap, tmp_path: Path, answer: peers_pb2.Carried
+    whole: Valkeys, tap: Tap, tmp_path: Path, answer: peers_pb2.Carried | None, outcome: str
 ) -> None:
     (text,) = Nodes(whole, tap, {}, {}, {}).texts("b", 1)
     server = grpc.aio.server()
@@ -71,7 +77,7 @@ async def test_what_a_peer_answers_nonsense_for_is_computed_by_who_was_asked(
 
             assert sources(told) == ["embedder"]
             assert rows(told) == tap.computed[text]
-            assert await a.metric("embedkeep_hops_total", outcome="answered") == 1
+            assert await a.metric("embedkeep_hops_total", outcome=outcome) == 1
     finally:
         await server.stop(None)
 

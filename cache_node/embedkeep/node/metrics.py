@@ -36,6 +36,10 @@ class Hop(StrEnum):
     """It had, and then gave no more sign of life."""
     LOST = "lost"
     """The connection ended, or there is none."""
+    UNANSWERED = "unanswered"
+    """It ended the call in good order, and without an answer."""
+    LEFT = "left"
+    """Nobody waited for it any more."""
 
 
 class Metrics:

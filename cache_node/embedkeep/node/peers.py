@@ -112,8 +112,14 @@ class Peer:
                 self._turn(breaker.timeout(now, began=began) if late else breaker.open(now), error)
             self._metrics.hops[Hop.LATE if late else Hop.SILENT].inc()
             raise
+        except _Unanswered:
+            self._metrics.hops[Hop.UNANSWERED].inc()
+            raise
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from error
+        except asyncio.CancelledError:
+            self._metrics.hops[Hop.LEFT].inc()
+            raise
         self._breaker = self._breaker.success()
         self._metrics.hops[Hop.ANSWERED].inc()
         return carried
@@ -170,7 +176,7 @@ class Peer:
             except TimeoutError as error:
                 raise _Silent(self.name, signs, within_s) from error
             if reply is None:
-                raise Unavailable(f"node {self.name} ended the call without an answer")
+                raise _Unanswered(f"node {self.name} ended the call without an answer")
             if reply.HasField("carried"):
                 return reply.carried
             signs, within_s = signs + 1, self._silence_s
@@ -248,6 +254,10 @@ def cluster_of(config: NodeConfig) -> Cluster:
     """Whom *config* names beside this node."""
     assert config.cluster is not None  # noqa: S101 - else there are no peers to ask for
     return config.cluster
+
+
+class _Unanswered(Unavailable):
+    """A peer ended a call in good order, and without an answer."""
 
 
 class _Silent(Unavailable):
