@@ -5,14 +5,15 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from embedkeep.keys import KeySpace, peer_token, tenant_salt, tenant_tag
 from embedkeep.node.peers import SHOWN_AS
-from embedkeep.v1 import peers_pb2, peers_pb2_grpc
+from embedkeep.v1 import cache_pb2, peers_pb2, peers_pb2_grpc
 from support.cluster import NAMES, PATIENT, Nodes, Valkeys, is_shut, running_nodes, valkey_cluster
 from support.node import WAIT_S, rows, sources, until
-from support.tap import Tap
+from support.tap import DIMENSIONS, Tap
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -198,3 +199,27 @@ async def test_other_nodes_hear_of_what_a_dead_valkey_keeps_from_being_deleted(
                 (found,) = mortal[name].run(("KEYS", "embedkeep:forgotten*"))
                 assert isinstance(found, list)
                 assert len(found) == 1
+
+
+async def test_no_node_answers_what_an_import_through_another_has_replaced(
+    whole: Valkeys, tmp_path: Path
+) -> None:
+    tap = Tap(steady=True)
+    async with running_nodes(whole, tap, tmp_path, imports=True) as nodes:
+        texts = [text for name in NAMES for text in nodes.texts(name, 2)]
+        for name in NAMES:
+            await nodes[name].embed(*texts)  # so that each holds them in its memory
+        near = np.frombuffer(b"".join(tap.computed[text][0] for text in texts), np.float32)
+        near = near * np.float32(1 + 1e-6)  # other low bits
+        request = cache_pb2.ImportRequest(
+            inputs=texts, vectors=near.tobytes(), dimensions=DIMENSIONS, overwrite=True
+        )
+
+        await nodes["a"].stub.Import(request, timeout=WAIT_S)
+
+        async def replaced(name: str) -> bool:
+            return (await nodes[name].embed(*texts)).vectors == near.tobytes()
+
+        assert await replaced("a")
+        for name in NAMES:
+            await until(partial(replaced, name))

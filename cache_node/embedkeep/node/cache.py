@@ -26,7 +26,7 @@ from embedkeep.node.arena import Arena
 from embedkeep.node.embedders import Embedders, Outcome
 from embedkeep.node.exchange import Answer, Asked, Request, check
 from embedkeep.node.flights import wait_for
-from embedkeep.node.forgetting import delete, start_epoch
+from embedkeep.node.forgetting import delete, start_epoch, tell
 from embedkeep.node.imports import Landings
 from embedkeep.node.keytable import MISSING, Slots
 from embedkeep.node.metrics import Metrics, Result
@@ -252,17 +252,23 @@ class Cache:
             How many: without *overwrite*, what somebody else has stored meanwhile stays.
 
         Raises:
-            Unavailable: Valkey has not acknowledged all of them.
+            Unavailable: Valkey has not acknowledged all of them, or with *overwrite* not all other
+                nodes will hear of them.
             Overloaded: Valkey is too far behind; some may be stored.
         """
         if overwrite:
             self._drop(entries.keys())
         try:
             if self.tier is not None:
-                return await self.tier.store(entries, overwrite=overwrite)
+                stored = await self.tier.store(entries, overwrite=overwrite)
+                if overwrite:
+                    await tell(tenant, self.tier, clock_ms=self._clock_ms)
+                return stored
         finally:
             if overwrite:  # a request that came meanwhile may have read the old one
                 self._drop(entries.keys())
+                if self.peers is not None:
+                    self.epoch_moved(tenant)  # as in `forget`
         for key, entry in entries.items():
             self._put(key, entry, tenant)
         return len(entries)

@@ -37,12 +37,8 @@ async def delete(
         await tier.delete(keys)
     except Unavailable as error:
         failed = error
-    else:
-        with contextlib.suppress(Unavailable):  # raised below, if it lasts
-            await tier.share()
-    tenant.forgotten = max(clock_ms(), tenant.forgotten + 1)
     try:
-        await tier.share()
+        await tell(tenant, tier, clock_ms=clock_ms)
     except Unavailable as error:
         if failed is None:
             raise
@@ -52,6 +48,20 @@ async def delete(
             f"forgotten on this node; not in all of Valkey, so repeat the call: {failed}",
             retry_after_s=RETRY_S,
         ) from failed
+
+
+async def tell(tenant: Partition, tier: Tier, *, clock_ms: Callable[[], int]) -> None:
+    """Have other nodes drop what their memory holds of *tenant*, once Valkey holds something else.
+
+    This node's own is the caller's to drop: its number may hide that of another node.
+
+    Raises:
+        Unavailable: Not all of Valkey was told.
+    """
+    with contextlib.suppress(Unavailable):  # raised below, if it lasts
+        await tier.share()
+    tenant.forgotten = max(clock_ms(), tenant.forgotten + 1)
+    await tier.share()
 
 
 async def start_epoch(tenant: Partition, tier: Tier, *, start: Callable[[], None]) -> None:
