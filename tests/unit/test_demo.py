@@ -1,11 +1,12 @@
 """What the demo makes of what it measured."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from embedkeep import Source
-from embedkeep_operator.local.demo import Held, Outcome, fact_rows
+from embedkeep_operator.local.demo import Held, Outcome, fact_rows, tier_rows
 from embedkeep_operator.local.replay import Tally
 
 TALLY = Tally(
@@ -14,6 +15,17 @@ TALLY = Tally(
     saved_device_s=3,
     spent_device_s=1,
 )
+
+
+def an_outcome(l1: float | None = None, valkey: float | None = None) -> Outcome:
+    return Outcome(
+        cold=TALLY,
+        restarted=TALLY,
+        model="m",
+        dimensions=384,
+        l1_entry_bytes=l1,
+        valkey_entry_bytes=valkey,
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,16 +39,19 @@ TALLY = Tally(
 def test_a_tier_that_holds_nothing_has_no_bytes_an_entry(
     l1: float | None, valkey: float | None, said: str
 ) -> None:
-    outcome = Outcome(
-        cold=TALLY,
-        restarted=TALLY,
-        model="m",
-        dimensions=384,
-        l1_entry_bytes=l1,
-        valkey_entry_bytes=valkey,
-    )
+    outcome = an_outcome(l1, valkey)
 
     assert dict(fact_rows(outcome, TALLY))["bytes an entry"] == said
+
+
+@pytest.mark.parametrize("answered", [0, 2])
+def test_another_node_has_a_row_where_one_has_answered(answered: int) -> None:
+    total = replace(TALLY, texts=TALLY.texts + Counter({Source.PEER: answered}))
+
+    names = [name for name, *_ in tier_rows(an_outcome(), total)]
+
+    assert ("another node" in names) is bool(answered)
+    assert {"L1 (node memory)", "Valkey", "coalesced", "embedder"} < {*names, "more"}
 
 
 def test_an_entry_takes_what_the_tier_grew_by() -> None:

@@ -191,8 +191,10 @@ def report(outcome: Outcome) -> Group:
 
 
 def tier_rows(outcome: Outcome, total: Tally) -> Iterator[list[str]]:
-    """One row a tier."""
+    """One row a tier. Another node has none where there is no other."""
     for source, name in TIERS.items():
+        if source is Source.PEER and not total.texts[source]:
+            continue
         seconds = total.seconds.get(source)
         yield [
             name,
