@@ -79,6 +79,44 @@ TestTableBesideADict = TableBesideADict.TestCase
 TestTableBesideADict.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
+COLLIDING = (
+    a_key(ANN, 7, 1),
+    a_key(ANN, 7, 2),
+    a_key(BOB, 7, 1),
+    Key(b"elsw" + a_key(ANN, 7, 1)[4:]),
+)
+"""Of one word, so of one place in the table: apart in the rest of the digest, the tenant, the
+model's space."""
+
+
+@pytest.mark.parametrize("held", range(len(COLLIDING)))
+@pytest.mark.parametrize("beside", [0, 40], ids=["one by one", "together"])
+def test_keys_that_collide_in_the_table_are_told_apart_by_all_of_their_bytes(
+    held: int, beside: int
+) -> None:
+    table = KeyTable(100)
+    others = [a_key(BOB, 1 << 31 | number, number) for number in range(beside)]
+    slot = table.add(COLLIDING[held])
+
+    found = table.find([*COLLIDING, *others])
+
+    assert found.tolist() == [
+        *(slot if at == held else MISSING for at in range(len(COLLIDING))),
+        *[MISSING] * beside,
+    ]
+
+
+def test_keys_that_collide_lie_beside_each_other_and_one_goes_alone() -> None:
+    table = KeyTable(100)
+    slots = [table.add(key) for key in COLLIDING]
+
+    assert table.remove(COLLIDING[1]) == slots[1]
+
+    slots[1] = MISSING
+    assert [table.get(key) for key in COLLIDING] == slots
+    assert table.find([*COLLIDING] * 10).tolist() == slots * 10
+
+
 @pytest.mark.parametrize("count", [1, 500])
 def test_one_and_many_are_found_alike_where_keys_are_as_they_come(count: int) -> None:
     """Uniform digests, a table half full: most keys lie in the first cells, some further on."""
