@@ -10,6 +10,7 @@ import pytest
 
 from embedkeep.keys import KeySpace, peer_token, tenant_salt, tenant_tag
 from embedkeep.node.peers import SHOWN_AS
+from embedkeep.node.roundtrip import RoundTrip
 from embedkeep.v1 import cache_pb2, peers_pb2, peers_pb2_grpc
 from support.cluster import NAMES, PATIENT, Nodes, Valkeys, is_shut, running_nodes, valkey_cluster
 from support.node import WAIT_S, rows, sources, until
@@ -152,12 +153,11 @@ async def test_a_peer_has_withdrawn_only_once_its_writes_are_in_valkey(
 
 
 async def test_a_peer_that_is_left_alone_is_told_too(
-    whole: Valkeys, tap: Tap, tmp_path: Path
+    whole: Valkeys, tap: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may only have been late, because it is at work."""
-    async with running_nodes(
-        whole, tap, tmp_path, cluster=PATIENT | {"first_sign_s": 1e-9}, epoch_poll_s=30.0
-    ) as nodes:
+    monkeypatch.setattr(RoundTrip, "patience_s", lambda *_, **__: 1e-9)
+    async with running_nodes(whole, tap, tmp_path, cluster=PATIENT, epoch_poll_s=30.0) as nodes:
         text, *others = nodes.texts("b", 4)
         tap.gate.clear()
         early = asyncio.create_task(nodes["b"].embed(text))

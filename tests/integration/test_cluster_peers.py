@@ -5,10 +5,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from embedkeep.config import NodeConfig
+from embedkeep.config import Listen, NodeConfig
 from embedkeep.refusal import Context
 from embedkeep.v1 import cache_pb2, peers_pb2, peers_pb2_grpc
 from support.cluster import Nodes, Valkeys, cluster_config, running_nodes
+from support.line import line_to
 from support.node import node_config, rows, running, sources, until
 from support.tap import Tap, serve_tap
 
@@ -109,3 +110,35 @@ async def test_a_text_that_fits_no_message_between_nodes_shuts_nobody_out(
 
         assert sources(answer) == ["embedder"]
         assert await nodes.hops("a") == {"refused": 1, "answered": 1}
+
+
+async def test_a_peer_that_is_far_away_is_asked_all_the_same(
+    whole: Valkeys, tap: Tap, tmp_path: Path
+) -> None:
+    """A bound that fits one machine is not taken for the time that a way takes."""
+    async with running_nodes(whole, tap, tmp_path) as nodes, line_to(nodes["b"].port) as line:
+        line.delay_s = 0.15
+        folder = tmp_path / "far"
+        folder.mkdir()
+        near = {"first_sign_s": 0.1, "silence_s": 10.0}
+        config = nodes.configs["a"]
+        cluster = cluster_config(whole, "a", {"b": line.port, "c": nodes["c"].port}, **near)
+        far = config.model_copy(
+            update={
+                "cluster": cluster,
+                "grpc": Listen(host="127.0.0.1"),
+                "announce_file": folder / "node.json",
+            }
+        )
+        async with running(far) as a:
+
+            async def greeted() -> bool:
+                return await a.metric("embedkeep_breaker_open", tier="peers") == 0
+
+            await until(greeted)
+            await a.until_tier("valkey", serving=True)
+            texts = nodes.texts("b", 6)
+            for text in texts:
+                await a.embed(text)
+
+            assert await a.metric("embedkeep_hops_total", outcome="answered") == len(texts)

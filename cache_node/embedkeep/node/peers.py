@@ -22,6 +22,7 @@ from embedkeep.errors import REASON_KEY, EmbedKeepError, Unavailable, from_call
 from embedkeep.keys import Key
 from embedkeep.node.breaker import Breaker
 from embedkeep.node.metrics import Hop, Metrics
+from embedkeep.node.roundtrip import RoundTrip
 from embedkeep.node.trace import Trace
 from embedkeep.v1 import peers_pb2, peers_pb2_grpc
 
@@ -82,6 +83,8 @@ class Peer:
         self._timeout_s = config.embedder.timeout_s
         self._metrics = metrics
         self._breaker = Breaker(pause_s=PAUSE_S)
+        self._way: RoundTrip | None = None
+        """None: it was never greeted."""
         self._lines: AsyncLines[peers_pb2_grpc.PeersAsyncStub] = Lines(
             partial(_dial, member.address, cluster, config.limits.max_message_bytes),
             tls.FollowedCredentials(cluster.tls) if cluster.tls else None,
@@ -103,7 +106,7 @@ class Peer:
         """
         began = time.monotonic()
         try:
-            carried = await self._carry(request, self._first_sign_s, trace)
+            carried = await self._carry(request, self._patience_s(), trace)
         except _Silent as error:
             late = error.after_signs == 0
             # Where other calls have shut it already, this one must not lengthen the pause.
@@ -146,12 +149,28 @@ class Peer:
 
     async def _greet(self) -> None:
         try:
-            await self._carry(peers_pb2.CarryRequest(), self._silence_s)
+            if not self.open:
+                await self._round_trip_s()  # may have had to connect, which says nothing of the way
+            took_s = await self._round_trip_s()
         except (grpc.aio.AioRpcError, Unavailable) as error:
             self._turn(self._breaker.open(time.monotonic()), error)
             return
-        if not self.open:
+        if self.open and self._way is not None:
+            self._way = self._way.seen(took_s)
+        else:
+            self._way = RoundTrip.first(took_s)
             self._turn(self._breaker.close(), None)
+
+    async def _round_trip_s(self) -> float:
+        began_s = time.monotonic()
+        await self._carry(peers_pb2.CarryRequest(), self._silence_s)
+        return time.monotonic() - began_s
+
+    def _patience_s(self) -> float:
+        """How long to wait for the first sign."""
+        if self._way is None:
+            return self._first_sign_s
+        return self._way.patience_s(least_s=self._first_sign_s, most_s=self._silence_s)
 
     async def _carry(
         self,
