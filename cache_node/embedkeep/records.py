@@ -20,7 +20,9 @@ Whatever does not fit exactly is a miss, never a guess.
 
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -37,6 +39,11 @@ _MAGIC = b"EK"
 _VERSION = 1
 _fields = struct.Struct("<2sBBIIIQI")
 _crc = struct.Struct("<I")
+
+FACTS: Final = np.dtype(
+    [("tokens", "<u4"), ("flags", "<u4"), ("device_ns", "<u8"), ("born_s", "<u4")]
+)
+"""What a header says of an entry, as it lies there."""
 
 Vector = NDArray[np.float32]
 """Shape (dimensions,), float32, as the model returned it."""
@@ -72,6 +79,64 @@ class Entry:
     def flags(self) -> int:
         """What is said of it in one bit each: FLAG_TRUNCATED, FLAG_IMPORTED."""
         return FLAG_TRUNCATED * self.truncated | FLAG_IMPORTED * self.imported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entries:
+    """Entries of several keys, in their order, as columns: what a batch is handed on as."""
+
+    facts: NDArray[np.void]
+    """Shape (entries,) of `FACTS`."""
+    vectors: NDArray[np.float32]
+    """Shape (entries, dimensions)."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Entries"], *, dimensions: int) -> "Entries":
+        """Those of all *parts*, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls(facts=np.empty(0, FACTS), vectors=np.empty((0, dimensions), np.float32))
+        return cls(
+            facts=np.concatenate([part.facts for part in parts]),
+            vectors=np.concatenate([part.vectors for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for vector, (tokens, flags, device_ns, born_s) in zip(
+            self.vectors, self.facts.tolist(), strict=True
+        ):
+            yield Entry(
+                vector=vector,
+                tokens=tokens,
+                truncated=bool(flags & FLAG_TRUNCATED),
+                device_ns=device_ns,
+                born_s=born_s,
+                imported=bool(flags & FLAG_IMPORTED),
+            )
+
+    def take(self, at: Sequence[int]) -> "Entries":
+        """A copy of those *at* these positions; one may be named several times."""
+        return Entries(facts=self.facts.take(at), vectors=self.vectors.take(at, axis=0))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of each."""
+        tokens: list[int] = self.facts["tokens"].tolist()
+        return tokens
+
+    @property
+    def device_ns(self) -> int:
+        """What all of them have cost."""
+        return sum(self.facts["device_ns"].tolist())
+
+    def marked(self, flag: int) -> list[int]:
+        """Positions of those with *flag*; most batches have none."""
+        flags = self.facts["flags"]
+        return np.flatnonzero(flags & flag).tolist() if np.count_nonzero(flags) else []
 
 
 def encode(key: Key, entry: Entry) -> bytes:
@@ -115,6 +180,55 @@ def decode(key: Key, record: bytes, *, dimensions: int) -> Entry:
         born_s=born_s,
         imported=bool(flags & FLAG_IMPORTED),
     )
+
+
+def decode_all(
+    keys: Sequence[Key], records: Sequence[object], *, dimensions: int
+) -> tuple[Sequence[int], Entries]:
+    """As `decode`, of many at once: which of the records fit their keys, by position, as entries.
+
+    Why another one does not fit, `decode` says. The vectors are read-only here, too.
+
+    Args:
+        records: One a key; anything but `bytes` is none.
+    """
+    whole = HEADER_BYTES + 4 * dimensions
+    places: Sequence[int] = range(len(keys))
+    taken = [record for record in records if isinstance(record, bytes) and len(record) == whole]
+    if len(taken) != len(keys):
+        places = [at for at in places if isinstance(it := records[at], bytes) and len(it) == whole]
+        keys = [keys[at] for at in places]
+    joined = b"".join(taken)
+    rows = np.frombuffer(joined, _layout(dimensions))
+    entries = Entries(facts=rows["facts"], vectors=rows["vector"])
+    fits = rows["form"] == _form(dimensions)
+    fits &= rows["crc"] == np.fromiter(_checksums(keys, joined, whole), np.uint32, len(keys))
+    if fits.all():
+        return places, entries
+    good = np.flatnonzero(fits).tolist()
+    return [places[at] for at in good], entries.take(good)
+
+
+@cache
+def _layout(dimensions: int) -> np.dtype[np.void]:
+    """A record as numpy reads it."""
+    return np.dtype(
+        [("form", "<u8"), ("facts", FACTS), ("crc", "<u4"), ("vector", "<f4", (dimensions,))]
+    )
+
+
+def _form(dimensions: int) -> np.uint64:
+    """A record's first 8 bytes: what is the same in all of a model."""
+    head = _fields.pack(_MAGIC, _VERSION, _FLOAT32, dimensions, 0, 0, 0, 0)
+    return np.uint64(int.from_bytes(head[:8], "little"))
+
+
+def _checksums(keys: Sequence[Key], joined: bytes, whole: int) -> Iterator[int]:
+    """As `_checksum`, of records that lie one behind the other."""
+    crc32, view, head = zlib.crc32, memoryview(joined), _fields.size
+    for start, key in zip(range(0, len(joined), whole), keys, strict=True):
+        crc = crc32(view[start : start + head], crc32(key))
+        yield crc32(view[start + HEADER_BYTES : start + whole], crc)
 
 
 def _checksum(key: Key, head: bytes, vector: bytes) -> int:

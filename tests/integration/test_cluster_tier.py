@@ -68,8 +68,8 @@ async def all_open(shards: Shards) -> bool:
 
 
 async def stored(shards: Shards, keys: list[Key]) -> list[int | None]:
-    entries = await shards.read(keys, dimensions=DIMENSIONS)
-    return [None if entry is None else entry.tokens for entry in entries]
+    found = dict((await shards.read(keys, dimensions=DIMENSIONS)).items())
+    return [found[at].tokens if at in found else None for at in range(len(keys))]
 
 
 async def test_each_entry_lies_where_the_cluster_looks_for_it(whole: Valkeys) -> None:

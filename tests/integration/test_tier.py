@@ -31,9 +31,9 @@ async def test_what_was_written_is_read_in_the_order_asked_for(tier: Tier) -> No
     for number in (1, 2, 3):
         await tier.written(number)
 
-    entries = await tier.tier.read([a_key(n) for n in (3, 9, 1)], dimensions=DIMENSIONS)
+    found = await tier.tier.read([a_key(n) for n in (3, 9, 1)], dimensions=DIMENSIONS)
 
-    assert [None if entry is None else entry.vector[0] for entry in entries] == [3, None, 1]
+    assert [(place, entry.vector[0]) for place, entry in found.items()] == [(0, 3), (2, 1)]
 
 
 async def test_a_later_write_replaces_an_earlier_one(tier: Tier, store: Valkey) -> None:
@@ -93,18 +93,46 @@ async def test_a_corrupt_record_is_a_miss_that_is_counted(
 async def test_a_record_of_another_length_of_vector_is_corrupt(tier: Tier) -> None:
     await tier.written(1)
 
-    assert await tier.tier.read([a_key(1)], dimensions=DIMENSIONS + 1) == [None]
+    found = await tier.tier.read([a_key(1)], dimensions=DIMENSIONS + 1)
+
+    assert list(found.items()) == []
     assert tier.corrupt() == 1
 
 
-async def test_an_error_reply_is_a_miss_of_its_key_alone(tier: Tier, store: Valkey) -> None:
+async def test_what_is_no_record_is_a_miss_of_its_key_alone(tier: Tier, store: Valkey) -> None:
     store.run(("RPUSH", a_key(1), "a list"))
     await tier.written(2)
     await tier.written(3)
 
     assert await tier.read(a_key(2), a_key(1), a_key(3)) == [2, None, 3]
-    assert tier.failures("error") == 1
     assert tier.tier.open
+
+
+async def test_an_error_reply_is_a_miss_that_is_counted(mortal: Valkey) -> None:
+    async with running(mortal.port) as tier:
+        await tier.until_open()
+        await tier.written(1)
+        mortal.run(("ACL", "SETUSER", "default", "resetkeys"))
+
+        assert await tier.read(a_key(1), a_key(2)) == [None, None]
+        assert tier.failures("error") == 1
+        assert tier.tier.open
+
+
+async def test_a_valkey_that_is_a_member_after_all_is_read_key_by_key(tmp_path: Path) -> None:
+    """One that the config takes for a lone one; it refuses a command over several slots."""
+    bus = ("--cluster-port", str(free_port()))
+    with valkey(tmp_path, "--cluster-enabled", "yes", *bus) as member:
+        async with running(member.port) as tier:
+            await tier.until_open()
+
+            counted = []
+            for _ in range(2):
+                await tier.read(a_key(1), a_key(2))
+                counted.append((tier.failures("error"), tier.failures("moved")))
+
+            # One for all of them; then of each that nobody owns its slot yet.
+            assert counted == [(1, 0), (1, 2)]
 
 
 async def test_a_write_that_valkey_refuses_is_counted_and_harms_nothing(tmp_path: Path) -> None:

@@ -20,18 +20,26 @@ class Line:
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     """Both ends of all that is connected now."""
     carrying: set[asyncio.Task[None]] = field(default_factory=set)
+    withheld: int = 0
+    """Chunks of answers that are there and are not carried on."""
     _flowing: asyncio.Event = field(default_factory=asyncio.Event)
+    _answering: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._flowing.set()
+        self.flow()
 
     def hush(self) -> None:
         """Carry nothing on; connections stay, as after a cable was pulled."""
         self._flowing.clear()
 
+    def withhold(self) -> None:
+        """Carry nothing back to the callers; what they say arrives."""
+        self._answering.clear()
+
     def flow(self) -> None:
         """Carry on."""
         self._flowing.set()
+        self._answering.set()
 
     def cut(self) -> None:
         """End what is connected, without a word; new connections are taken."""
@@ -74,6 +82,10 @@ class Line:
                 if slow and self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._flowing.wait()
+                if slow and not self._answering.is_set():
+                    self.withheld += 1
+                    await self._answering.wait()
+                    self.withheld -= 1
                 sink.write(data)
                 await sink.drain()
 

@@ -50,8 +50,8 @@ class Tier:
 
     async def read(self, *keys: Key) -> list[int | None]:
         """The numbers of the entries under *keys*."""
-        entries = await self.tier.read(keys, dimensions=DIMENSIONS)
-        return [None if entry is None else entry.tokens for entry in entries]
+        found = dict((await self.tier.read(keys, dimensions=DIMENSIONS)).items())
+        return [found[at].tokens if at in found else None for at in range(len(keys))]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what the tier tells nobody."""

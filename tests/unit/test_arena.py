@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.node.arena import OVERHEAD_BYTES, Arena
 from embedkeep.node.keytable import MISSING
-from embedkeep.records import Entry
+from embedkeep.records import FLAG_TRUNCATED, Entry
 
 DIMENSIONS = 4
 SLOT_BYTES = 4 * DIMENSIONS + OVERHEAD_BYTES
@@ -50,7 +50,7 @@ def held(arena: Arena, tenant: bytes, number: int) -> int | None:
     (tokens,) = hits.tokens
     expected = an_entry(tokens)
     assert hits.vectors[0].tobytes() == expected.vector.tobytes()
-    assert bool(hits.truncated) is expected.truncated
+    assert bool(hits.marked(FLAG_TRUNCATED)) is expected.truncated
     assert hits.device_ns == expected.device_ns
     return tokens
 
@@ -90,7 +90,9 @@ class ArenaBesideADict(RuleBasedStateMachine):
         expected = [self.put[key] for key, _ in hits]
         read = self.arena.read(np.array(found, np.int32))
         assert read.vectors[:, 0].tolist() == read.tokens == expected
-        assert read.truncated == [at for at, number in enumerate(expected) if number % 2]
+        assert read.marked(FLAG_TRUNCATED) == [
+            at for at, number in enumerate(expected) if number % 2
+        ]
         assert read.device_ns == sum(number << 32 for number in expected)
 
     @rule(tenant=tenants, number=numbers)

@@ -51,7 +51,7 @@ class Carrier:
 
 @pytest.fixture
 async def flights() -> AsyncIterator[Flights]:
-    owner = Flights("test")
+    owner = Flights("test", on_landed=lambda _flight: None)
     yield owner
     await owner.close()
 

@@ -5,35 +5,18 @@ keeps the garbage collector out and a batch's copy to one call.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedkeep.keys import Key, tenant_tag_of
 from embedkeep.node.eviction import NOTES_BYTES_A_SLOT, Notes, S3Fifo, tenant_to_evict
 from embedkeep.node.keytable import BYTES_A_SLOT, MISSING, KeyTable, Slots
-from embedkeep.records import FLAG_IMPORTED, FLAG_TRUNCATED, Entry
+from embedkeep.records import FACTS, Entries, Entry
 
-OVERHEAD_BYTES: Final = 4 + 1 + 8 + 4 + BYTES_A_SLOT + NOTES_BYTES_A_SLOT
-"""Of an entry beside its vector: tokens, flags, cost and birth; its key; and
-what the policy notes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hits:
-    """What was read from some slots, in their order."""
-
-    vectors: NDArray[np.float32]
-    """Shape (slots, dimensions)."""
-    tokens: list[int]
-    truncated: list[int]
-    """Positions of entries whose text the model did not read to its end."""
-    imported: list[int]
-    """Positions of entries that a caller brought."""
-    device_ns: int
-    """What all of them had cost."""
+OVERHEAD_BYTES: Final = FACTS.itemsize + BYTES_A_SLOT + NOTES_BYTES_A_SLOT
+"""Of an entry beside its vector: what its record's header says; its key; and what the policy
+notes."""
 
 
 class Arena:
@@ -62,10 +45,7 @@ class Arena:
         """Entries dropped for room so far."""
         # Not touched before it is used, so that the kernel gives memory as entries come.
         self._vectors = np.empty((self.capacity, dimensions), np.float32)
-        self._tokens = np.empty(self.capacity, np.uint32)
-        self._flags = np.empty(self.capacity, np.uint8)
-        self._device_ns = np.empty(self.capacity, np.uint64)
-        self._born_s = np.empty(self.capacity + 1, np.uint32)  # MISSING, too, is an index
+        self._facts = np.empty(self.capacity + 1, FACTS)  # MISSING, too, is an index
         self._ttl_s = ttl_s
         self._keys = KeyTable(self.capacity)
         self._notes = Notes(self._keys)
@@ -92,28 +72,10 @@ class Arena:
         self._notes.hit(slots if np.count_nonzero(held) == len(slots) else slots[held])
         return slots
 
-    def read(self, slots: Slots) -> Hits:
+    def read(self, slots: Slots) -> Entries:
         """A copy of what lies in *slots*."""
         # take() and not an index: half the time, for one as for many.
-        flags = self._flags.take(slots)
-        return Hits(
-            vectors=self._vectors.take(slots, axis=0),
-            tokens=self._tokens.take(slots).tolist(),
-            truncated=_marked(flags, FLAG_TRUNCATED),
-            imported=_marked(flags, FLAG_IMPORTED),
-            device_ns=sum(self._device_ns.take(slots).tolist()),
-        )
-
-    def entry(self, slot: int) -> Entry:
-        """A copy of what lies in *slot*."""
-        return Entry(
-            vector=self._vectors[slot].copy(),
-            tokens=int(self._tokens[slot]),
-            truncated=bool(self._flags[slot] & FLAG_TRUNCATED),
-            imported=bool(self._flags[slot] & FLAG_IMPORTED),
-            device_ns=int(self._device_ns[slot]),
-            born_s=int(self._born_s[slot]),
-        )
+        return Entries(facts=self._facts.take(slots), vectors=self._vectors.take(slots, axis=0))
 
     def put(self, key: Key, entry: Entry, tenant: bytes) -> None:
         """Keep *entry*; an earlier one under *key* is overwritten. Drops others for room.
@@ -129,10 +91,14 @@ class Arena:
             slot = self._keys.add(key)
             self._policies[tenant].insert(slot)
         self._vectors[slot] = entry.vector
-        self._tokens[slot] = entry.tokens
-        self._flags[slot] = entry.flags
-        self._device_ns[slot] = entry.device_ns
-        self._born_s[slot] = entry.born_s
+        self._facts[slot] = (entry.tokens, entry.flags, entry.device_ns, entry.born_s)
+
+    def put_all(self, keys: Sequence[Key], entries: Entries, tenant: bytes) -> None:
+        """As `put`, of many at once."""
+        if self.capacity == 0:
+            return
+        for key, entry in zip(keys, entries, strict=True):
+            self.put(key, entry, tenant)
 
     def remove(self, key: Key) -> None:
         """Forget *key*, if it is held."""
@@ -150,7 +116,7 @@ class Arena:
 
     def _expire(self, keys: Sequence[Key], slots: Slots, oldest_s: int) -> None:
         """Drop those of *slots* that were computed at *oldest_s* or before."""
-        born_s = self._born_s[slots]
+        born_s = self._facts["born_s"][slots]
         for at in np.flatnonzero((slots != MISSING) & (born_s > 0) & (born_s <= oldest_s)).tolist():
             self.remove(keys[at])  # does nothing for a key that stands twice in a batch
             slots[at] = MISSING
@@ -160,8 +126,3 @@ class Arena:
         loser = tenant_to_evict(used, self._shares, newcomer=newcomer)
         self._keys.remove(self._keys.key(self._policies[loser].victim()))
         self.evictions += 1
-
-
-def _marked(flags: NDArray[np.uint8], flag: int) -> list[int]:
-    """Positions with *flag*; most entries have none at all."""
-    return np.flatnonzero(flags & flag).tolist() if np.count_nonzero(flags) else []

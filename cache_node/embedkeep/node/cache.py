@@ -1,9 +1,9 @@
 """The path of a request through the tiers.
 
-L1, then the flights of keys that are already on their way (`trips`): Valkey, then the node beside
-the key's owner where that is another one, then the embedder. Each
-input is answered by the first that has it, in its own row, bit for bit as the embedder returned
-it, or with an error of its own. Nothing here knows gRPC.
+L1, then flights of keys that are on their way already, then Valkey, then flights of the request's
+own (`trips`): to the node beside the key's owner where that is another one, then to the embedder.
+Each input is answered by the first that has it, in its own row, bit for bit as the embedder
+returned it, or with an error of its own. Nothing here knows gRPC.
 """
 
 import time
@@ -24,8 +24,8 @@ from embedkeep.errors import (
 from embedkeep.keys import TAG_BYTES, Key
 from embedkeep.node.arena import Arena
 from embedkeep.node.embedders import Embedders, Outcome
-from embedkeep.node.exchange import Answer, Asked, Request, check
-from embedkeep.node.flights import wait_for
+from embedkeep.node.exchange import Answer, Asked, Request, faults
+from embedkeep.node.flights import Boarding, wait_for
 from embedkeep.node.forgetting import delete, start_epoch, tell
 from embedkeep.node.imports import Landings
 from embedkeep.node.keytable import MISSING, Slots
@@ -35,7 +35,7 @@ from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
 from embedkeep.node.tiers import Tier
 from embedkeep.node.trips import Hosted, Trips, ended
-from embedkeep.records import Entry
+from embedkeep.records import Entries, Entry
 
 ANSWER_MARGIN_S: Final = 0.05
 """Left of a deadline to send what is there; a fifth of it where it is short."""
@@ -125,11 +125,8 @@ class Cache:
         space, arena = self._serving()
         asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         answer = Answer.empty(len(request.texts), space, tenant.epoch)
-        missing = self._look_up(asked, answer, arena)
-        if missing and request.cached_only:
-            await self._read_only(asked, answer, missing, wait_s)
-        elif missing:
-            await self._fly(asked, answer, missing, wait_s)
+        if missing := self._look_up(asked, answer, arena):
+            await self._await(asked, answer, missing, wait_s)
         self._count(answer, time.perf_counter() - started)
         if len(answer.errors) == len(request.texts):
             _raise_if_shared(list(answer.errors.values()))
@@ -197,20 +194,19 @@ class Cache:
         space, arena = self._serving()
         asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         named = partial(tenant.keys, fingerprint=space.fingerprint, prompt=request.prompt)
-        found: dict[int, tuple[Outcome, Result]] = {}
-        for index, text in enumerate(request.texts):
-            if (error := check(text, self._limits.max_input_bytes)) is not None:
-                found[index] = error, Result.ERROR
+        found: dict[int, tuple[Outcome, Result]] = {
+            index: (error, Result.ERROR)
+            for index, error in faults(request.texts, self._limits.max_input_bytes).items()
+        }
         indices = [index for index in range(len(request.texts)) if index not in found]
         keys = named().keys(request.texts[index] for index in indices)
-        flying: dict[int, Key] = {}
-        for index, key, slot in zip(
-            indices, keys, self._find(keys, asked, arena).tolist(), strict=True
-        ):
-            if slot == MISSING:
-                flying[index] = key
-            else:
-                found[index] = arena.entry(slot), Result.L1
+        slots = self._find(keys, asked, arena)
+        at = np.flatnonzero(slots != MISSING).tolist()
+        for place, entry in zip(at, arena.read(slots[at]), strict=True):
+            found[indices[place]] = entry, Result.L1
+        flying = {
+            index: key for index, key in zip(indices, keys, strict=True) if index not in found
+        }
         return Hosted(
             keys=named(epoch=epoch).keys(request.texts),
             found=found,
@@ -236,12 +232,10 @@ class Cache:
 
     async def present(self, keys: Sequence[Key], space: Space) -> set[Key]:
         """Those of *keys* that are cached, as far as can be told in time."""
-        found = {key for key in keys if self._arena is not None and key in self._arena}
-        rest = [key for key in keys if key not in found]
-        for key, entry in zip(rest, await self._trips.read(rest, space), strict=True):
-            if entry is not None:
-                found.add(key)
-        return found
+        held = {key for key in keys if self._arena is not None and key in self._arena}
+        rest = [key for key in keys if key not in held]
+        found = await self._trips.read(rest, space)
+        return held.union(rest[place] for place in found.places)
 
     async def store(
         self, entries: Mapping[Key, Entry], tenant: Partition, *, overwrite: bool
@@ -284,24 +278,29 @@ class Cache:
         """Answer what L1 holds; the rest is missing. Does not wait."""
         request = asked.request
         keyspace = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt)
-        texts, most = request.texts, self._limits.max_input_bytes
-        for index, text in enumerate(texts):
-            if error := check(text, most):
-                answer.fail(index, error)
-        indices = [index for index in range(len(texts)) if index not in answer.errors]
-        keys = keyspace.keys(texts[index] for index in indices)
+        texts = request.texts
+        for index, error in faults(texts, self._limits.max_input_bytes).items():
+            answer.fail(index, error)
+        indices = list(range(len(texts)))
+        if answer.errors:
+            indices = [index for index in indices if index not in answer.errors]
+            texts = [texts[index] for index in indices]
+        keys = keyspace.keys(texts)
         slots = self._find(keys, asked, arena)
         found = slots != MISSING
         hits = np.count_nonzero(found)
         if hits == len(keys):
-            answer.take_hits(indices, arena.read(slots))
+            answer.take_all(indices, arena.read(slots), Result.L1)
             return {}
         if hits:
             taken = np.flatnonzero(found).tolist()
-            answer.take_hits([indices[at] for at in taken], arena.read(slots[found]))
-        missing: Missing = {}
-        for at in np.flatnonzero(~found).tolist():
-            missing.setdefault(keys[at], []).append(indices[at])
+            answer.take_all([indices[at] for at in taken], arena.read(slots[found]), Result.L1)
+        absent = np.flatnonzero(~found).tolist()
+        missing: Missing = {keys[at]: [indices[at]] for at in absent}
+        if len(missing) < len(absent):  # some text stands there twice
+            missing = {key: [] for key in missing}
+            for at in absent:
+                missing[keys[at]].append(indices[at])
         return missing
 
     def _find(self, keys: Sequence[Key], asked: Asked, arena: Arena) -> Slots:
@@ -310,51 +309,78 @@ class Cache:
             return np.full(len(keys), MISSING, np.int32)
         return arena.find(keys, now_s=self._clock_ms() // 1000)
 
-    async def _read_only(
-        self, asked: Asked, answer: Answer, missing: Missing, wait_s: float
-    ) -> None:
-        """Answer from Valkey or not at all.
+    async def _await(self, asked: Asked, answer: Answer, missing: Missing, wait_s: float) -> None:
+        """Answer what flies already, then what Valkey holds, then the rest by flights of its own.
 
-        Nothing is kept in L1: no flight carries these keys, so an invalidation that comes
-        meanwhile could not withdraw them.
+        A hit in Valkey never flies: a flight costs more than the read.
         """
-        entries = await self._trips.read(list(missing), asked.space, timeout_s=wait_s)
-        for indices, entry in zip(missing.values(), entries, strict=True):
-            for index in indices:
-                if entry is None:
-                    answer.fail(index, NotCached("not cached, and only_if_cached was asked for"))
-                else:
-                    answer.take(index, entry, Result.VALKEY)
-
-    async def _fly(self, asked: Asked, answer: Answer, missing: Missing, wait_s: float) -> None:
-        """Answer through flights, this request's or those of others."""
-        texts = asked.request.texts
-        boardings = self._trips.board(
-            asked, [(key, texts[indices[0]]) for key, indices in missing.items()]
-        )
+        until_s = time.perf_counter() + wait_s
+        request = asked.request
+        boardings = [] if request.cached_only else self._trips.join(asked, missing)
         try:
-            await wait_for(boardings, wait_s)
+            rest = missing
+            if flying := {flight.key for boarding in boardings for flight in boarding.flights}:
+                rest = {key: rows for key, rows in missing.items() if key not in flying}
+            if rest and not request.fresh:
+                rest = await self._read(asked, answer, rest, wait_s)
+            if request.cached_only:
+                _refuse(answer, rest)
+            elif rest:
+                texts = request.texts
+                wanted = [(key, texts[rows[0]]) for key, rows in rest.items()]
+                boardings += self._trips.board(asked, wanted)
+            if boardings:
+                await wait_for(boardings, max(until_s - time.perf_counter(), 0))
         finally:
             for boarding in boardings:
                 boarding.leave()
-        for boarding in boardings:
-            for flight in boarding.flights:
-                outcome, result = ended(flight, started=boarding.started(flight))
-                for index in missing[flight.key]:
-                    if isinstance(outcome, EmbedKeepError):
-                        answer.fail(index, outcome)
-                    else:
-                        answer.take(index, outcome, result)
-                    if result is Result.EMBEDDER:  # for the first row alone
-                        result = Result.COALESCED
+        _land(answer, missing, boardings)
+
+    async def _read(self, asked: Asked, answer: Answer, wanted: Missing, wait_s: float) -> Missing:
+        """Answer what Valkey holds, and what lands while it is asked; returns the rest."""
+        with self._trips.reads.open(wanted) as reading:
+            keys = list(wanted)
+            found = await self._trips.read(keys, asked.space, timeout_s=wait_s)
+        hits = [keys[place] for place in found.places]
+        if asked.request.store:
+            self._keep_all(hits, found.entries, asked, but=reading.withdrawn)
+        waiting, entries = [wanted[key] for key in hits], found.entries
+        rows = [row for mine in waiting for row in mine]
+        if len(rows) > len(hits):  # some text stands there twice
+            entries = entries.take([at for at, mine in enumerate(waiting) for _ in mine])
+        answer.take_all(rows, entries, Result.VALKEY)
+        if len(hits) == len(keys):
+            return {}
+        answered = set(hits)
+        rest = {key: rows for key, rows in wanted.items() if key not in answered}
+        for key in rest.keys() & reading.landed.keys():
+            outcome, result = ended(reading.landed[key], started=False)
+            answer.settle(rest.pop(key), outcome, result)
+        return rest
 
     def _keep(self, key: Key, entry: Entry, asked: Asked) -> bool:
         """Keep *entry* in L1, unless tenant or model have moved on; whether they have not."""
-        current = asked.tenant.epoch == asked.epoch and self.space is asked.space
-        if not current:
+        if not self._is_current(asked):
             return False
         self._put(key, entry, asked.tenant)
         return True
+
+    def _keep_all(
+        self, keys: Sequence[Key], entries: Entries, asked: Asked, *, but: AbstractSet[Key]
+    ) -> None:
+        """As `_keep`, all *but* these."""
+        if self._arena is None or not self._is_current(asked):
+            return
+        if but:
+            kept = [at for at, key in enumerate(keys) if key not in but]
+            keys, entries = [keys[at] for at in kept], entries.take(kept)
+        before = self._arena.evictions
+        self._arena.put_all(keys, entries, asked.tenant.tag)
+        self._metrics.evictions.labels("l1").inc(self._arena.evictions - before)
+
+    def _is_current(self, asked: Asked) -> bool:
+        """Neither tenant nor model have moved on."""
+        return asked.tenant.epoch == asked.epoch and self.space is asked.space
 
     def _put(self, key: Key, entry: Entry, tenant: Partition) -> None:
         if self._arena is not None:
@@ -384,6 +410,21 @@ class Cache:
         metrics.latency[next(kind for kind in _SLOWEST if kind in kinds)].observe(seconds)
         metrics.saved.inc(answer.saved_ns / 1e9)
         metrics.saved_tokens.inc(answer.saved_tokens)
+
+
+def _land(answer: Answer, missing: Missing, boardings: Sequence[Boarding]) -> None:
+    """Answer with how the flights have ended."""
+    for boarding in boardings:
+        for flight in boarding.flights:
+            outcome, result = ended(flight, started=boarding.started(flight))
+            answer.settle(missing[flight.key], outcome, result)
+
+
+def _refuse(answer: Answer, rest: Missing) -> None:
+    """Say that these are in no tier, and are not to be computed."""
+    for rows in rest.values():
+        for row in rows:
+            answer.fail(row, NotCached("not cached, and only_if_cached was asked for"))
 
 
 def _raise_if_shared(errors: Sequence[EmbedKeepError]) -> None:

@@ -26,6 +26,8 @@ Reply = bytes | int | None | hiredis.HiredisError | list["Reply"]
 Command = tuple[bytes | str | int | float, ...]
 
 CONNECT_TIMEOUT_S: Final = 1.0
+FEED_BYTES: Final = 1 << 13
+"""Given to hiredis at once: with each reply it moves up all that it still holds."""
 _NOTHING = object()
 
 
@@ -80,9 +82,19 @@ class Connection(asyncio.Protocol):
         Raises:
             Unavailable: Not connected, stalled, or too much is waiting already. Nothing was sent.
         """
+        data = b"".join(
+            [
+                hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
+                for command in commands
+            ]
+        )
+        return self.send(data, len(commands))
+
+    def send(self, data: bytes, expected: int) -> asyncio.Future[list[Reply]]:
+        """As `pipeline`, of commands that are packed already and get *expected* replies."""
         if self._transport is None or self._transport.is_closing():
             raise Unavailable("not connected")
-        if not commands:
+        if not expected:
             # A batch that no reply completes would take the next one's.
             nothing: asyncio.Future[list[Reply]] = self._loop.create_future()
             nothing.set_result([])
@@ -91,17 +103,11 @@ class Connection(asyncio.Protocol):
         if self._waiting and now - self._waiting[0].written_at > self._stall_s:
             self._transport.abort()
             raise Unavailable(f"no reply for {self._stall_s:g} s")
-        data = b"".join(
-            [
-                hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
-                for command in commands
-            ]
-        )
         if self._waiting_bytes + len(data) > self._max_waiting_bytes:
             raise Unavailable("too much is waiting to be written")
-        batch = _Batch(len(commands), len(data), now, self._loop.create_future())
+        batch = _Batch(expected, len(data), now, self._loop.create_future())
         # A caller that left does not hear of a lost connection: that is no unheard error.
-        batch.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        batch.done.add_done_callback(_heard)
         self._waiting.append(batch)
         self._waiting_bytes += len(data)
         self._transport.write(data)
@@ -120,19 +126,24 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand each reply to the batch it answers."""
-        self._reader.feed(data)
+        reader = self._reader
         try:
-            while (reply := self._reader.gets()) is not _NOTHING:
-                batch = self._waiting[0]
-                batch.replies.append(cast("Reply", reply))
-                if len(batch.replies) == batch.expected:
-                    self._waiting.popleft()
-                    self._waiting_bytes -= batch.nbytes
-                    if not batch.done.done():
-                        batch.done.set_result(batch.replies)
+            for start in range(0, len(data), FEED_BYTES):
+                reader.feed(data, start, min(FEED_BYTES, len(data) - start))
+                while (reply := reader.gets()) is not _NOTHING:
+                    self._replied(cast("Reply", reply))
         except (hiredis.ProtocolError, IndexError):
             # Whatever is at the other end, it does not answer what was asked.
             self.close()
+
+    def _replied(self, reply: Reply) -> None:
+        batch = self._waiting[0]
+        batch.replies.append(reply)
+        if len(batch.replies) == batch.expected:
+            self._waiting.popleft()
+            self._waiting_bytes -= batch.nbytes
+            if not batch.done.done():
+                batch.done.set_result(batch.replies)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Fail what is waiting."""
@@ -143,6 +154,35 @@ class Connection(asyncio.Protocol):
             if not done.done():
                 done.set_exception(Unavailable("the connection to Valkey was lost"))
         self._on_lost()
+
+
+async def in_time(asked: asyncio.Future[list[Reply]], timeout_s: float) -> list[Reply]:
+    """Wait for replies; what has come while this process was busy elsewhere is in time.
+
+    Raises:
+        TimeoutError: Nothing came; whatever comes now is thrown away.
+        Unavailable: The connection was lost.
+    """
+    timer = asked.get_loop().call_later(timeout_s, _give_up, asked, 2)
+    try:
+        return await asked
+    finally:
+        timer.cancel()
+
+
+def _give_up(asked: asyncio.Future[list[Reply]], looks: int) -> None:
+    """End *asked* where the sockets were looked at so often since and still nothing came."""
+    if asked.done():
+        return
+    if looks:  # the timer may have fired late, before the socket was looked at: look now
+        asked.get_loop().call_soon(_give_up, asked, looks - 1)
+    else:
+        asked.set_exception(TimeoutError())
+
+
+def _heard(done: asyncio.Future[list[Reply]]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

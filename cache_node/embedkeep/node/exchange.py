@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from embedkeep import views
 from embedkeep.errors import EmbedKeepError, InvalidInput, NotCached
 from embedkeep.node.admission import Urgency
-from embedkeep.node.arena import Hits
 from embedkeep.node.metrics import Result
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition
 from embedkeep.node.trace import Trace
-from embedkeep.records import Entry
+from embedkeep.records import FLAG_IMPORTED, FLAG_TRUNCATED, Entries, Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,25 +98,45 @@ class Answer:
         else:
             self.saved_ns += entry.device_ns
 
-    def take_hits(self, indices: Sequence[int], hits: Hits) -> None:
-        """Answer rows from L1, all at once."""
-        self.truncated.extend(indices[at] for at in hits.truncated)
-        self.imported.extend(indices[at] for at in hits.imported)
-        self.saved_ns += hits.device_ns
-        if len(indices) == len(self.results):  # the common case, without another copy
-            self.rows, self.tokens = hits.vectors, hits.tokens
-            self.results = [Result.L1] * len(indices)
+    def take_all(self, indices: list[int], entries: Entries, result: Result) -> None:
+        """Answer rows from a cache, all at once."""
+        self.truncated.extend(indices[at] for at in entries.marked(FLAG_TRUNCATED))
+        self.imported.extend(indices[at] for at in entries.marked(FLAG_IMPORTED))
+        self.saved_ns += entries.device_ns
+        if indices == list(range(len(self.results))):  # the common case, without another copy
+            self.rows, self.tokens = entries.vectors, entries.tokens
+            self.results = [result] * len(indices)
             return
-        self.rows[indices] = hits.vectors
-        for index, tokens in zip(indices, hits.tokens, strict=True):
-            self.results[index] = Result.L1
+        self.rows[indices] = entries.vectors
+        for index, tokens in zip(indices, entries.tokens, strict=True):
+            self.results[index] = result
             self.tokens[index] = tokens
+
+    def settle(
+        self, indices: Sequence[int], outcome: Entry | EmbedKeepError, result: Result
+    ) -> None:
+        """Answer all rows of one text with how its flight has ended."""
+        for index in indices:
+            if isinstance(outcome, EmbedKeepError):
+                self.fail(index, outcome)
+            else:
+                self.take(index, outcome, result)
+            if result is Result.EMBEDDER:  # for the first row alone
+                result = Result.COALESCED
 
     def fail(self, index: int, error: EmbedKeepError) -> None:
         """Refuse one row."""
         self.errors[index] = error
         self.results[index] = Result.NOT_CACHED if isinstance(error, NotCached) else Result.ERROR
         self.rows[index] = np.nan
+
+
+def faults(texts: Sequence[str], max_bytes: int) -> dict[int, InvalidInput]:
+    """What `check` says of each that cannot be embedded, by index; most batches have none."""
+    # Of all at once first: a fifth of the time.
+    if all(texts) and "\0" not in "".join(texts) and 4 * max(map(len, texts)) <= max_bytes:
+        return {}
+    return {index: error for index, text in enumerate(texts) if (error := check(text, max_bytes))}
 
 
 def check(text: str, max_bytes: int) -> InvalidInput | None:

@@ -4,6 +4,9 @@ A *flight* is one key on its way: through Valkey and, where that misses, through
 *trip* is the task that carries the flights which one request has started together. Whoever wants
 a key in the meantime joins its flight instead of starting another.
 
+Most keys that memory misses lie in Valkey, so a request reads them there first (`Reads`), and only
+what it does not find flies. Of what lands meanwhile it hears.
+
 A trip belongs to nobody in particular: it goes on while anybody waits for one of its flights, and
 is cancelled when the last one leaves. No caller's deadline is the trip's.
 
@@ -11,7 +14,8 @@ Source of the pattern: single flight, as in Go's x/sync; ours works on batches a
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Final
 
@@ -95,6 +99,49 @@ Carry = Callable[[Trip], Coroutine[None, None, None]]
 """Lands every flight of a trip; the owner of `Flights` brings it along for each boarding."""
 
 
+class Reading:
+    """Keys that one request reads from Valkey, and what became of them meanwhile."""
+
+    __slots__ = ("keys", "landed", "withdrawn")
+
+    def __init__(self, keys: Collection[Key]) -> None:
+        self.keys: Final = keys
+        self.landed: Final[dict[Key, Flight]] = {}
+        """Flights that have ended well since: the entry may not have been in Valkey yet."""
+        self.withdrawn: Final[set[Key]] = set()
+        """Not to be kept: what was read may be older than an invalidation."""
+
+
+class Reads:
+    """All readings that are under way."""
+
+    def __init__(self) -> None:
+        self._open: set[Reading] = set()
+
+    @contextmanager
+    def open(self, keys: Collection[Key]) -> Iterator[Reading]:
+        """While the block runs, *keys* are read; looking for one in them must be quick."""
+        reading = Reading(keys)
+        self._open.add(reading)
+        try:
+            yield reading
+        finally:
+            self._open.remove(reading)
+
+    def landed(self, flight: Flight) -> None:
+        """Tell whoever reads its key."""
+        for reading in self._open:
+            if flight.key in reading.keys:
+                reading.landed[flight.key] = flight
+
+    def withdraw(self, concerns: Callable[[Key], bool]) -> None:
+        """Let nothing be kept of what is read under such keys now, nor given what has landed."""
+        for reading in self._open:
+            reading.withdrawn.update(filter(concerns, reading.keys))
+            for key in reading.withdrawn:
+                reading.landed.pop(key, None)
+
+
 class Boarding:
     """What one request waits for: a flight for each of its keys. Leave it when done waiting."""
 
@@ -150,10 +197,12 @@ class Flights:
 
     Args:
         name: Of the tasks, for whoever looks at a hanging process.
+        on_landed: Told of each flight that ends with an entry which later requests may be given.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, on_landed: Callable[[Flight], None]) -> None:
         self._name = name
+        self._on_landed = on_landed
         self._flying: dict[tuple[Key, Urgency], Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -195,6 +244,17 @@ class Flights:
             self._tasks.add(trip.task)
             trip.task.add_done_callback(self._tasks.discard)
         return Boarding(self, flights, trip)
+
+    def join(
+        self, wanted: Iterable[Key], *, store: bool, urgency: Urgency = Urgency.DEMAND
+    ) -> Boarding:
+        """As `board`, and start nothing: the flights of those of *wanted* that fly already."""
+        flights: list[Flight] = []
+        for key in wanted:
+            if (flight := self._joinable(key, urgency)) is not None:
+                flight.store = flight.store or store
+                flights.append(flight)
+        return Boarding(self, flights, Trip())
 
     def withdraw(self, concerns: Callable[[Key], bool]) -> None:
         """Let no later request join the flights of such keys, and keep none of their answers."""
@@ -244,3 +304,5 @@ class Flights:
             name = (flight.key, flight.urgency)
             if self._flying.get(name) is flight:
                 del self._flying[name]
+                if flight.entry is not None:
+                    self._on_landed(flight)

@@ -18,9 +18,10 @@ import structlog
 from embedkeep.config import Cluster, ValkeyTarget
 from embedkeep.errors import InvalidResponse, Retryable, Unavailable
 from embedkeep.keys import Key
+from embedkeep.node.commands import Found, merged
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.slots import SlotMap, View, read_view
-from embedkeep.node.tier import ValkeyTier
+from embedkeep.node.tier import Member, ValkeyTier
 from embedkeep.node.tiers import Run
 from embedkeep.records import Entry
 
@@ -70,7 +71,7 @@ class Shards:
                 shared=_Copy(member.name, cluster, shared=shared, of=self),
                 metrics=metrics,
                 poll_s=poll_s,
-                measured=own,
+                member=Member.OWN if own else Member.OTHER,
             )
         self.tried = asyncio.Event()
         """Set once the first attempt to sync with each has ended, well or not."""
@@ -115,26 +116,19 @@ class Shards:
 
     async def read(
         self, keys: Sequence[Key], *, dimensions: int, timeout_s: float = math.inf
-    ) -> list[Entry | None]:
-        """Entries in the order of *keys*, from all shards at once; None: as for one."""
-        found: list[Entry | None] = [None] * len(keys)
-
-        async def fill(tier: ValkeyTier, places: Sequence[int]) -> None:
-            asked = [keys[place] for place in places]
-            entries = await tier.read(asked, dimensions=dimensions, timeout_s=timeout_s)
-            for place, entry in zip(places, entries, strict=True):
-                found[place] = entry
-
-        parts = [
-            fill(tier, places)
+    ) -> Found:
+        """As from one, from all shards at once."""
+        asked = [
+            (self._tiers[name], places)
             for name, places in self._split(keys).items()
-            if name is not None and (tier := self._tiers[name]).open
+            if name is not None and self._tiers[name].open
         ]
-        if len(parts) == 1:
-            await parts[0]
-        elif parts:
-            await asyncio.gather(*parts)
-        return found
+        reads = [
+            tier.read([keys[at] for at in places], dimensions=dimensions, timeout_s=timeout_s)
+            for tier, places in asked
+        ]
+        found = [await reads[0]] if len(reads) == 1 else await asyncio.gather(*reads)
+        return merged([places for _, places in asked], found, dimensions=dimensions)
 
     def write(self, key: Key, entry: Entry) -> None:
         """Store soon. Dropped and counted where its Valkey is shut or too far behind."""

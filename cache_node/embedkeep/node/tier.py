@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 import hiredis
@@ -20,16 +21,31 @@ from embedkeep.config import ValkeyTarget
 from embedkeep.errors import InvalidConfig, Overloaded, Unavailable
 from embedkeep.keys import Key
 from embedkeep.node.breaker import Breaker
-from embedkeep.node.connection import Command, Connection, Reply, connect, read_address
+from embedkeep.node.commands import (
+    Found,
+    info,
+    is_across,
+    is_elsewhere,
+    parts,
+    read_replies,
+    reads,
+    set_command,
+)
+from embedkeep.node.connection import (
+    Command,
+    Connection,
+    Reply,
+    connect,
+    in_time,
+    read_address,
+)
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.tiers import Shared
-from embedkeep.records import CorruptRecord, Entry, decode, encode
+from embedkeep.records import Entry
 
 STALL_S: Final = 1.0
 """Without any reply for so long, a connection is dropped."""
 SYNC_TIMEOUT_S: Final = 2.0
-STORE_BYTES: Final = 1 << 20
-"""Of an import, written at once; then the replies are waited for."""
 LOOK_AGAIN_S: Final = 0.05
 """Shortest time between two syncs that redirected commands ask for."""
 READ_QUEUE_BYTES: Final = 16 << 20
@@ -49,6 +65,16 @@ class _Links:
         self.writes.close()
 
 
+class Member(Enum):
+    """Which member of a cluster a Valkey is."""
+
+    NONE = auto()
+    """It stands alone: one command may name keys of all slots."""
+    OWN = auto()
+    """The one beside this node, whose entries, bytes and evictions it tells."""
+    OTHER = auto()
+
+
 class ValkeyTier:
     """One Valkey. `run` must run beside it; until its first sync the tier is shut.
 
@@ -57,7 +83,7 @@ class ValkeyTier:
         shared: Synced before the tier opens and every *poll_s* after.
         metrics: Where failures are counted.
         poll_s: Between syncs, seconds.
-        measured: Its entries, bytes and evictions are this node's to tell.
+        member: Of a cluster.
     """
 
     def __init__(
@@ -67,13 +93,14 @@ class ValkeyTier:
         shared: Shared,
         metrics: Metrics,
         poll_s: float,
-        measured: bool = True,
+        member: Member = Member.NONE,
     ) -> None:
         self._target = target
         self._shared = shared
         self._metrics = metrics
         self._poll_s = poll_s
-        self._measured = measured
+        self._measured = member is not Member.OTHER
+        self._together = member is Member.NONE
         self._synced_at = -math.inf
         self._breaker = Breaker(pause_s=target.breaker_open_s)
         self._links: _Links | None = None
@@ -110,38 +137,45 @@ class ValkeyTier:
 
     async def read(
         self, keys: Sequence[Key], *, dimensions: int, timeout_s: float = math.inf
-    ) -> list[Entry | None]:
-        """Entries in the order of *keys*; None: not there, not readable, or not in time.
+    ) -> Found:
+        """Which of *keys* are there, can be read, and came in time.
 
         Args:
             timeout_s: What the caller has left; only the tier's own timeout counts as its failure.
         """
         links = self._links
-        missing: list[Entry | None] = [None] * len(keys)
-        if not self.open or links is None:
-            return missing
+        nothing = Found.nothing(dimensions=dimensions)
+        if not self.open or links is None or not keys:
+            return nothing
         began, started = time.monotonic(), time.perf_counter()
         own_s = self._target.read_timeout_s
         try:
-            asked = links.reads.pipeline([("GET", key) for key in keys])
+            asked = links.reads.send(*reads(keys, together=self._together))
         except Unavailable:
             # This node asks for more than Valkey has answered yet; that is no failure of Valkey.
             self._metrics.valkey_failures.labels("read_skipped").inc()
-            return missing
+            return nothing
         try:
-            replies = await _in_time(asked, min(own_s, timeout_s))
+            replies = await in_time(asked, min(own_s, timeout_s))
         except TimeoutError:
             if timeout_s >= own_s:
                 self._read_timed_out(links, began)
-            return missing
+            return nothing
         except Unavailable:
             self._metrics.valkey_failures.labels("lost").inc()  # `_lost` has shut the tier
-            return missing
+            return nothing
         self._breaker = self._breaker.success() if self._breaker.closed else self._breaker
         self._metrics.valkey_seconds.observe(time.perf_counter() - started)
-        return [
-            self._entry(key, reply, dimensions) for key, reply in zip(keys, replies, strict=True)
-        ]
+        ttl_s = self._target.ttl_s
+        # Some may have been stored when entries were allowed to live longer than now.
+        oldest_s = time.time() - ttl_s if ttl_s is not None else 0
+        read = read_replies(keys, replies, dimensions=dimensions, oldest_s=oldest_s)
+        for error in read.errors:
+            self._count_error(error)
+        for key, why in read.corrupt:
+            self._metrics.corrupt.inc()
+            log.warning("corrupt record", key=key.hex(), why=why)
+        return read.found
 
     def write(self, key: Key, entry: Entry) -> None:
         """Store soon. Dropped and counted where Valkey is shut or too far behind."""
@@ -152,7 +186,7 @@ class ValkeyTier:
             self._metrics.valkey_failures.labels("write_dropped").inc()
             return
         try:
-            done = links.writes.pipeline([self._set(key, entry)])
+            done = links.writes.pipeline([set_command(key, entry, ttl_s=self._target.ttl_s)])
         except Unavailable:
             self._metrics.valkey_failures.labels("write_dropped").inc()
             return
@@ -171,14 +205,17 @@ class ValkeyTier:
             Overloaded: Too much is waiting for Valkey; some may be stored.
         """
         stored = 0
-        for part in _parts(entries):
+        for part in parts(entries):
             links = self._links
             if not self.open or links is None:
                 raise Unavailable(f"Valkey is shut: {self.problem}", retry_after_s=1.0)
             if 2 * links.writes.waiting_bytes > self._target.write_queue_bytes:
                 raise Overloaded("too much is waiting for Valkey", retry_after_s=0.25)
             condition = () if overwrite else ("NX",)
-            replies = await self._run([(*self._set(key, part[key]), *condition) for key in part])
+            ttl_s = self._target.ttl_s
+            replies = await self._run(
+                [(*set_command(key, part[key], ttl_s=ttl_s), *condition) for key in part]
+            )
             for reply in replies:
                 if isinstance(reply, hiredis.HiredisError):
                     self._count_error(reply)
@@ -195,7 +232,7 @@ class ValkeyTier:
         # One by one: keys of several slots are refused in one command by a member of a cluster.
         for reply in await self._run([("DEL", key) for key in keys]):
             if isinstance(reply, hiredis.HiredisError):
-                if _is_elsewhere(reply):
+                if is_elsewhere(reply):
                     self._look_again()
                 raise Unavailable(f"Valkey did not delete: {reply}")
 
@@ -221,10 +258,6 @@ class ValkeyTier:
                 f"done on this node; Valkey and the other nodes follow when it is back: {why}",
                 retry_after_s=1.0,
             )
-
-    def _set(self, key: Key, entry: Entry) -> Command:
-        ttl = () if self._target.ttl_s is None else ("EX", self._target.ttl_s)
-        return ("SET", key, encode(key, entry), *ttl)
 
     async def _run(self, commands: Sequence[Command]) -> list[Reply]:
         if (links := self._links) is None:
@@ -295,29 +328,12 @@ class ValkeyTier:
         if isinstance(size, int):
             gauges.entries.labels("valkey").set(size)
         if isinstance(memory, bytes):
-            gauges.bytes.labels("valkey").set(_info(memory, b"used_memory"))
+            gauges.bytes.labels("valkey").set(info(memory, b"used_memory"))
         if isinstance(stats, bytes):
-            evicted = _info(stats, b"evicted_keys")
+            evicted = info(stats, b"evicted_keys")
             # A restarted server counts from 0 again.
             gauges.evictions.labels("valkey").inc(max(evicted - self._evicted, 0))
             self._evicted = evicted
-
-    def _entry(self, key: Key, reply: Reply, dimensions: int) -> Entry | None:
-        if reply is None:
-            return None
-        if not isinstance(reply, bytes):
-            self._count_error(reply)
-            return None
-        try:
-            entry = decode(key, reply, dimensions=dimensions)
-        except CorruptRecord as error:
-            self._metrics.corrupt.inc()
-            log.warning("corrupt record", key=key.hex(), why=str(error))
-            return None
-        ttl_s = self._target.ttl_s
-        # Stored when entries were allowed to live longer than now.
-        over = ttl_s is not None and 0 < entry.born_s <= time.time() - ttl_s
-        return None if over else entry
 
     def _written(self, done: asyncio.Future[list[Reply]]) -> None:
         if done.cancelled() or done.exception() is not None:
@@ -326,7 +342,9 @@ class ValkeyTier:
             self._count_error(reply)
 
     def _count_error(self, reply: Reply) -> None:
-        elsewhere = _is_elsewhere(reply)
+        if is_across(reply):
+            self._together = False  # it is a member of a cluster after all
+        elsewhere = is_elsewhere(reply)
         self._metrics.valkey_failures.labels("moved" if elsewhere else "error").inc()
         if elsewhere:
             self._look_again()
@@ -367,52 +385,3 @@ class ValkeyTier:
         links, self._links = self._links, None
         if links is not None:
             links.close()
-
-
-async def _in_time(asked: asyncio.Future[list[Reply]], timeout_s: float) -> list[Reply]:
-    """Wait for replies; what has come while this process was busy elsewhere is in time.
-
-    Raises:
-        TimeoutError: Nothing came; the future is cancelled.
-        Unavailable: The connection was lost.
-    """
-    try:
-        await asyncio.wait({asked}, timeout=timeout_s)
-        # The timer may have fired late, before the socket was looked at: look now.
-        for _ in range(2):
-            if not asked.done():
-                await asyncio.sleep(0)
-        if not asked.done():
-            raise TimeoutError
-        return asked.result()
-    finally:
-        asked.cancel()
-
-
-def _parts(entries: Mapping[Key, Entry]) -> Iterator[Mapping[Key, Entry]]:
-    """*entries* in parts of about `STORE_BYTES`, in order."""
-    part: dict[Key, Entry] = {}
-    size = 0
-    for key, entry in entries.items():
-        part[key] = entry
-        size += entry.nbytes
-        if size >= STORE_BYTES:
-            yield part
-            part, size = {}, 0
-    if part:
-        yield part
-
-
-def _is_elsewhere(reply: Reply) -> bool:
-    """A member of a cluster does not serve that slot, or not now."""
-    return isinstance(reply, hiredis.HiredisError) and str(reply).startswith(
-        ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN")
-    )
-
-
-def _info(text: bytes, field: bytes) -> int:
-    """One number of an INFO answer; 0: not in it."""
-    for line in text.splitlines():
-        if line.startswith(field + b":"):
-            return int(line.partition(b":")[2])
-    return 0

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from embedkeep.keys import Key
+from embedkeep.node.commands import Found
 from embedkeep.node.connection import Command, Reply
 from embedkeep.records import Entry
 
@@ -50,8 +51,8 @@ class Tier(Protocol):
 
     async def read(
         self, keys: Sequence[Key], *, dimensions: int, timeout_s: float = math.inf
-    ) -> list[Entry | None]:
-        """Entries in the order of *keys*; None: not there, not readable, or not in time."""
+    ) -> Found:
+        """Which of *keys* are there, can be read, and came in time."""
 
     def write(self, key: Key, entry: Entry) -> None:
         """Store soon, or drop and count it."""

@@ -2,8 +2,10 @@
 
 Flights of two kinds keep a hop from going in circles. Those *here* end in this node's own reads
 from Valkey and its own computations, and wait for nothing else. Those *away* are of keys that a
-peer owns: they read Valkey, then wait for the peer, and for flights here where it does not answer.
-A peer that asks this node joins flights here alone, whatever either thinks of whose a key is.
+peer owns: they wait for the peer, and for flights here where it does not answer. A peer that asks
+this node joins flights here alone, whatever either thinks of whose a key is.
+
+A request reads Valkey before it boards. Only what a peer asks for is read by the flights here.
 """
 
 import asyncio
@@ -20,15 +22,16 @@ from embedkeep.config import NodeConfig
 from embedkeep.errors import DeadlineExceeded, EmbedKeepError, InvalidResponse, Overloaded
 from embedkeep.keys import Key
 from embedkeep.node.admission import Admission, Urgency
+from embedkeep.node.commands import Found
 from embedkeep.node.embedders import Embedders, Outcome, Work
 from embedkeep.node.exchange import Asked
-from embedkeep.node.flights import Boarding, Flight, Flights, Origin, Trip
+from embedkeep.node.flights import Boarding, Flight, Flights, Origin, Reads, Trip
 from embedkeep.node.hops import outcomes_of, request_of
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.peers import Peer, Peers
 from embedkeep.node.space import Space
 from embedkeep.node.tiers import Tier
-from embedkeep.records import Entry
+from embedkeep.records import FLAG_IMPORTED, Entry
 from embedkeep.v1 import embedder_pb2, peers_pb2
 
 log = structlog.stdlib.get_logger()
@@ -76,8 +79,17 @@ class Trips:
         self._learn = learn
         self._admission = Admission(config.limits.max_pending_inputs, what="inputs")
         # A caller that wants a fresh vector must not be given one that was on its way before.
-        self._here = {False: Flights("trip"), True: Flights("fresh trip")}
-        self._away = {False: Flights("hop"), True: Flights("fresh hop")}
+        self.reads: Final = Reads()
+        """Of requests, before they board."""
+        told, nobody = self.reads.landed, _tell_nobody  # who reads does not want it fresh
+        self._here = {
+            False: Flights("trip", on_landed=told),
+            True: Flights("fresh trip", on_landed=nobody),
+        }
+        self._away = {
+            False: Flights("hop", on_landed=told),
+            True: Flights("fresh hop", on_landed=nobody),
+        }
         self.tier: Tier | None = None
         self.peers: Peers | None = None
         metrics.pending.set_function(lambda: self._admission.total)
@@ -92,12 +104,32 @@ class Trips:
         """Let no later request join the flights of such keys, and keep none of their answers."""
         for flights in (*self._away.values(), *self._here.values()):
             flights.withdraw(concerns)
+        self.reads.withdraw(concerns)
+
+    def join(self, asked: Asked, keys: Iterable[Key]) -> list[Boarding]:
+        """Those flights of *keys* that are under way. Leave each when done waiting."""
+        request = asked.request
+        away, here = self._away[request.fresh], self._here[request.fresh]
+        if not len(away) + len(here):
+            return []
+        keys = list(keys)
+        owners = self._owners(keys)
+        return [
+            flights.join(wanted, store=request.store, urgency=request.urgency)
+            for flights, wanted in (
+                (away, owners),
+                (here, [key for key in keys if key not in owners]),
+            )
+        ]
 
     def board(self, asked: Asked, wanted: Wanted) -> list[Boarding]:
-        """Flights for all of *wanted*, by whoever owns them. Leave each when done waiting."""
+        """Flights for all of *wanted*, by whoever owns them. Leave each when done waiting.
+
+        Valkey is not read again: whoever asks has seen to that.
+        """
         owners = self._owners(key for key, _ in wanted)
         if not owners:
-            return [self.board_here(asked, wanted)]
+            return [self.board_here(asked, wanted, read=False)]
         request = asked.request
         away = self._away[request.fresh].board(
             [each for each in wanted if each[0] in owners],
@@ -105,7 +137,8 @@ class Trips:
             carry=partial(self._carry_away, asked, owners),
             urgency=request.urgency,
         )
-        return [away, self.board_here(asked, [each for each in wanted if each[0] not in owners])]
+        here = [each for each in wanted if each[0] not in owners]
+        return [away, self.board_here(asked, here, read=False)]
 
     def board_here(self, asked: Asked, wanted: Wanted, *, read: bool = True) -> Boarding:
         """Flights that this node ends by itself.
@@ -123,14 +156,14 @@ class Trips:
 
     async def read(
         self, keys: Sequence[Key], space: Space, *, timeout_s: float = math.inf
-    ) -> Sequence[Entry | None]:
-        """What Valkey holds of *keys*, in their order, and may be answered."""
+    ) -> Found:
+        """What Valkey holds of *keys*, and may be answered."""
         if self.tier is None:
-            return [None] * len(keys)
-        entries = await self.tier.read(keys, dimensions=space.dimensions, timeout_s=timeout_s)
-        if self._imports:
-            return entries
-        return [None if entry is None or entry.imported else entry for entry in entries]
+            return Found.nothing(dimensions=space.dimensions)
+        found = await self.tier.read(keys, dimensions=space.dimensions, timeout_s=timeout_s)
+        if self._imports or not (brought := found.entries.marked(FLAG_IMPORTED)):
+            return found
+        return found.only(sorted(set(range(len(found.places))).difference(brought)))
 
     async def compute(self, work: Work, space: Space, *, urgency: Urgency) -> Sequence[Outcome]:
         """Have texts embedded, if there is room to wait for it; one outcome each, in order.
@@ -171,9 +204,9 @@ class Trips:
         await self._compute(asked, trip.flights)
 
     async def _carry_away(self, asked: Asked, owners: Mapping[Key, Peer], trip: Trip) -> None:
-        """Land the flights of one trip: from Valkey, then each by its owner's node."""
+        """Land the flights of one trip, each by its owner's node."""
         parts: dict[Peer, list[Flight]] = {}
-        for flight in await self._carry_read(asked, trip.flights):
+        for flight in trip.flights:
             parts.setdefault(owners[flight.key], []).append(flight)
         async with asyncio.TaskGroup() as hops:
             for peer, flights in parts.items():
@@ -183,12 +216,12 @@ class Trips:
         """Land what Valkey holds; returns the rest."""
         if asked.request.fresh:
             return flights
-        entries = await self.read([flight.key for flight in flights], asked.space)
-        for flight, entry in zip(flights, entries, strict=True):
-            if entry is not None:
-                if flight.store:
-                    self._keep(flight.key, entry, asked)
-                flight.land(entry, Origin.VALKEY)
+        found = await self.read([flight.key for flight in flights], asked.space)
+        for place, entry in found.items():
+            flight = flights[place]
+            if flight.store:
+                self._keep(flight.key, entry, asked)
+            flight.land(entry, Origin.VALKEY)
         return [flight for flight in flights if not flight.landed]
 
     async def _compute(self, asked: Asked, flights: Sequence[Flight]) -> None:
@@ -259,6 +292,10 @@ class Trips:
             joined = here.origin is Origin.EMBEDDER and not boarding.started(here)
             outcome, _ = ended(here, started=True)
             flight.land(outcome, Origin.COALESCED if joined else here.origin)
+
+
+def _tell_nobody(_flight: Flight) -> None:
+    pass
 
 
 def ended(flight: Flight, *, started: bool) -> tuple[Outcome, Result]:
