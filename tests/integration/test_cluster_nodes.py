@@ -21,10 +21,11 @@ pytestmark = pytest.mark.timeout(90)
 
 
 async def cached_in(node: Node, *texts: str) -> None:
-    """Wait until *texts* can be read from Valkey."""
+    """Wait until *texts* can be read from Valkey; *node* does not keep them."""
+    control = {"only_if_cached": True, "no_store": True}
 
     async def hits() -> bool:
-        answer = await node.embed(*texts, cache_control={"only_if_cached": True})
+        answer = await node.embed(*texts, cache_control=control)
         return not answer.errors
 
     await until(hits)
