@@ -1,16 +1,17 @@
 import gc
 import hashlib
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.node.arena import OVERHEAD_BYTES, Arena
 from embedkeep.node.keytable import MISSING
-from embedkeep.records import FLAG_TRUNCATED, Entry
+from embedkeep.records import FACTS, FLAG_TRUNCATED, Entries, Entry
 
 DIMENSIONS = 4
 SLOT_BYTES = 4 * DIMENSIONS + OVERHEAD_BYTES
@@ -34,6 +35,15 @@ def an_entry(number: int, dimensions: int = DIMENSIONS) -> Entry:
         tokens=number,
         truncated=number % 2 == 1,
         device_ns=number << 32,
+    )
+
+
+def some_entries(numbers: Sequence[int]) -> Entries:
+    """As `an_entry`, of each."""
+    made = [an_entry(number) for number in numbers]
+    return Entries(
+        facts=np.array([(e.tokens, e.flags, e.device_ns, e.born_s) for e in made], FACTS),
+        vectors=np.array([e.vector for e in made], np.float32).reshape(-1, DIMENSIONS),
     )
 
 
@@ -80,6 +90,18 @@ class ArenaBesideADict(RuleBasedStateMachine):
         self.arena.put(key, an_entry(self.count), tenant)
         if self.arena.capacity:
             assert held(self.arena, tenant, number) == self.count
+
+    @rule(tenant=tenants, wanted=st.lists(numbers, max_size=8, unique=True))
+    def store_all(self, tenant: bytes, wanted: list[int]) -> None:
+        keys = [a_key(tenant, number) for number in wanted]
+        counts = range(self.count + 1, self.count + 1 + len(keys))
+        self.count += len(keys)
+        self.put.update(zip(keys, counts, strict=True))
+        self.arena.put_all(keys, some_entries(counts), tenant)
+        there = [held(self.arena, tenant, number) for number in wanted]
+        assert all(have in (None, put) for have, put in zip(there, counts, strict=True))
+        if 3 * len(keys) <= self.arena.capacity:
+            assert there == list(counts)
 
     @rule(tenant=tenants, wanted=st.lists(numbers, max_size=8))
     def find(self, tenant: bytes, wanted: list[int]) -> None:
@@ -168,6 +190,32 @@ def test_a_tenant_that_wakes_gets_its_share_back() -> None:
 
     assert [held(arena, BOB, number) for number in range(50)] == list(range(50))
     assert sum(held(arena, ANN, number) is not None for number in range(100)) == 50
+
+
+@given(
+    ann=st.integers(0, 100),
+    batches=st.lists(st.tuples(tenants, st.integers(1, 50)), max_size=6),
+)
+def test_batches_move_room_between_tenants_as_single_entries_do(
+    ann: int, batches: list[tuple[bytes, int]]
+) -> None:
+    arenas = [an_arena(100, ANN, BOB, CID) for _ in range(2)]
+    for arena in arenas:
+        for number in range(100):
+            owner = ANN if number < ann else BOB
+            arena.put(a_key(owner, number), an_entry(number), owner)
+
+    number = 1000
+    for tenant, count in batches:
+        keys = [a_key(tenant, number + more) for more in range(count)]
+        number += count
+        arenas[0].put_all(keys, some_entries(range(count)), tenant)
+        for more, key in enumerate(keys):
+            arenas[1].put(key, an_entry(more), tenant)
+
+    together, alone = ([each.held(tag) for tag in (ANN, BOB, CID)] for each in arenas)
+    assert together == alone
+    assert arenas[0].evictions == arenas[1].evictions
 
 
 def test_an_entry_that_is_asked_for_outlives_a_scan() -> None:

@@ -94,11 +94,38 @@ class Arena:
         self._facts[slot] = (entry.tokens, entry.flags, entry.device_ns, entry.born_s)
 
     def put_all(self, keys: Sequence[Key], entries: Entries, tenant: bytes) -> None:
-        """As `put`, of many at once."""
-        if self.capacity == 0:
+        """As `put`, of many at once, all different; several times as fast."""
+        if not self._make_room(keys, tenant):
+            for key, entry in zip(keys, entries, strict=True):
+                self.put(key, entry, tenant)
             return
-        for key, entry in zip(keys, entries, strict=True):
-            self.put(key, entry, tenant)
+        slots = self._keys.find(keys)
+        if len(new := np.flatnonzero(slots == MISSING)):
+            added = [keys[at] for at in new.tolist()]
+            slots[new] = self._keys.add_all(added)
+            self._policies[tenant].insert_all(slots[new], added)
+        self._vectors[slots] = entries.vectors
+        self._facts[slots] = entries.facts
+
+    def _make_room(self, keys: Sequence[Key], tenant: bytes) -> bool:
+        """Drop what must go before all of *keys* fit.
+
+        False: they are more than the share of *tenant*, so that some of them would have to go for
+        the others. Nothing was dropped then.
+        """
+        if len(keys) * len(self._shares) > self.capacity:
+            return False
+        # What goes may be one of *keys* itself: look again.
+        while (short := self._missing(keys) + len(self) - self.capacity) > 0:
+            for coming in range(short):
+                self._evict(tenant, coming=coming)
+        return True
+
+    def _missing(self, keys: Sequence[Key]) -> int:
+        """How many of *keys* are not held; all of them count where all fit anyway."""
+        if len(self) + len(keys) <= self.capacity:
+            return len(keys)
+        return int(np.count_nonzero(self._keys.find(keys) == MISSING))
 
     def remove(self, key: Key) -> None:
         """Forget *key*, if it is held."""
@@ -121,8 +148,12 @@ class Arena:
             self.remove(keys[at])  # does nothing for a key that stands twice in a batch
             slots[at] = MISSING
 
-    def _evict(self, newcomer: bytes) -> None:
-        used = {tag: len(policy) for tag, policy in self._policies.items()}
-        loser = tenant_to_evict(used, self._shares, newcomer=newcomer)
+    def _evict(self, newcomer: bytes, *, coming: int = 0) -> None:
+        """Drop one for *newcomer*, who has *coming* empty slots already."""
+        loser = newcomer
+        if len(self._policies) > 1:
+            used = {tag: len(policy) for tag, policy in self._policies.items()}
+            used[newcomer] += coming
+            loser = tenant_to_evict(used, self._shares, newcomer=newcomer)
         self._keys.remove(self._keys.key(self._policies[loser].victim()))
         self.evictions += 1

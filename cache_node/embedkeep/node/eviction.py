@@ -8,11 +8,12 @@ S3-FIFO was chosen by measurement over LRU and SIEVE, on real traces: `benchmark
 and docs/benchmarks.md. None wins everywhere.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
+from embedkeep.keys import Key
 from embedkeep.node.keytable import BYTES_A_SLOT, MISSING, KeyTable, Slots
 
 TenantT = TypeVar("TenantT", bound=Hashable)
@@ -81,6 +82,21 @@ class Queue:
             chains.after[last] = slot
         self._last = slot
         self._count += 1
+
+    def push_all(self, slots: Slots) -> None:
+        """As `push`, of many in their order."""
+        if len(slots) == 0:
+            return
+        before, after = np.asarray(self._chains.before), np.asarray(self._chains.after)
+        before[slots[1:]], after[slots[:-1]] = slots[:-1], slots[1:]
+        first, last = int(slots[0]), int(slots[-1])
+        before[first], after[last] = self._last, _NOBODY
+        if self._last == _NOBODY:
+            self._first = first
+        else:
+            after[self._last] = first
+        self._last = last
+        self._count += len(slots)
 
     def pop(self) -> int:
         """Take the first.
@@ -187,6 +203,18 @@ class S3Fifo:
             self._failed.remove(failed)
             notes.places_at[slot] = _MAIN
             self._main.push(slot)
+
+    def insert_all(self, slots: Slots, keys: Sequence[Key]) -> None:
+        """As `insert`, of many at once, which now hold *keys*."""
+        notes = self._notes
+        known = notes.failed.find(keys) == MISSING if self._failed else np.ones(len(keys), bool)
+        fresh = slots[known]
+        if notes.places[fresh].any():
+            raise ValueError("a slot is held")
+        notes.hits[fresh], notes.places[fresh] = 0, _TRIAL
+        self._trial.push_all(fresh)
+        for slot in slots[~known].tolist():
+            self.insert(slot)
 
     def hit(self, slot: int) -> None:
         """Count a hit.

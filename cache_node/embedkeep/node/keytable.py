@@ -72,7 +72,7 @@ class KeyTable:
         """The slot of each of *keys*, or MISSING."""
         if len(keys) < _BATCH:
             return np.array([self.get(key) for key in keys], np.int32)
-        wanted = np.frombuffer(b"".join(keys), np.uint64).reshape(len(keys), -1)
+        wanted = _rows(keys)
         words = wanted[:, 1] & _LOW_WORD
         homes = words * np.uint64(self._size) >> _SHIFT
         window = self._table.take(homes[:, None] + _WINDOW, mode="wrap")
@@ -101,6 +101,22 @@ class KeyTable:
         self._cells[self._cell_of(key)] = _word(key) << 32 | slot + 1
         self._count += 1
         return slot
+
+    def add_all(self, keys: Sequence[Key]) -> Slots:
+        """As `add`, of many at once, all different; a third of the time."""
+        slots = self._let_go(len(keys))
+        rows = _rows(keys)
+        self._rows[slots] = rows
+        words = rows[:, 1] & _LOW_WORD
+        homes = words * np.uint64(self._size) >> _SHIFT
+        made = words << _SHIFT | (slots + 1).astype(np.uint64)
+        cells, size = self._cells, self._size
+        for at, cell in zip(homes.tolist(), made.tolist(), strict=True):
+            while cells[at]:
+                at = at + 1 if at + 1 < size else 0  # noqa: PLW2901 - the next cell
+            cells[at] = cell
+        self._count += len(keys)
+        return slots
 
     def remove(self, key: Key) -> int:
         """Take the slot of *key*, or MISSING, from it."""
@@ -142,6 +158,19 @@ class KeyTable:
             self._count -= len(let_go)
         return let_go
 
+    def _let_go(self, count: int) -> Slots:
+        """So many slots that no key has, those that were let go last first."""
+        slots = np.empty(count, np.int32)
+        taken = 0
+        while self._free and taken < count:
+            slots[taken] = slot = self._free - 1
+            self._free = int(self._rows[slot, 0])
+            taken += 1
+        touched = self._touched
+        self._touched += count - taken
+        slots[taken:] = np.arange(touched, self._touched)
+        return slots
+
     def _fill(self, cells: NDArray[np.uint64]) -> None:
         """Lay *cells* into the empty table: each where it is looked for first, or next to it."""
         cells = np.sort(cells)  # so are their homes
@@ -168,6 +197,11 @@ class KeyTable:
                     break
             at = at + 1 if at + 1 < size else 0
         return at
+
+
+def _rows(keys: Sequence[Key]) -> NDArray[np.uint64]:
+    """Keys as rows of whole words."""
+    return np.frombuffer(b"".join(keys), np.uint64).reshape(len(keys), KEY_BYTES // 8)
 
 
 def _word(key: Key) -> int:
