@@ -154,8 +154,8 @@ class Cluster(_Frozen):
     tls: ClientTls | None = None
     """How nodes reach their peers. None: plain text."""
     first_sign_s: Annotated[float, Field(gt=0)] = 0.02
-    """Longest wait for the owner of a missing key to say that it has taken the work, seconds, on top
-    of the round trip as it was seen lately; then this node computes itself. Little beside a
+    """Longest wait for the owner of a missing key to say that it has taken the work, seconds, on
+    top of the round trip as it was seen lately; then this node computes itself. Little beside a
     computation. Together at most silence_s, unless this alone is more."""
     silence_s: Annotated[float, Field(gt=0)] = 0.25
     """An owner that has taken work and is silent for so long has died, seconds. It gives a sign of
