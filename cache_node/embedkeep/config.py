@@ -303,7 +303,8 @@ class Batching(_Frozen):
     """How inputs are put together. Sizes follow from measured time, not from counts."""
 
     demand_target_s: Annotated[float, Field(gt=0)] = 0.05
-    """What a batch with a waiting person in it should take, seconds."""
+    """What a batch with a waiting person in it should take at most, seconds; half of it where more
+    would hardly be quicker."""
     background_target_s: Annotated[float, Field(gt=0)] = 0.02
     """The same for background work: what a person may have to wait for it to end."""
     max_wait_s: Annotated[float, Field(gt=0)] = 2.0

@@ -33,8 +33,8 @@ class Batch(Part):
     """How inputs are put together; sizes follow from measured time."""
 
     target_ms: Annotated[int, Field(ge=1, le=10_000)] = 50
-    """What a batch with a waiting person in it should take, ms: hardly felt, and long enough to
-    fill a batch."""
+    """What a batch with a waiting person in it should take at most, ms: hardly felt, and long
+    enough to fill a batch. Half of it where more would hardly be quicker."""
     background_target_ms: Annotated[int, Field(ge=1, le=10_000)] = 20
     """The same for background work, ms: what a person may have to wait for it to end."""
 

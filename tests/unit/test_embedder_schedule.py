@@ -281,7 +281,7 @@ def test_the_cost_model_follows_a_device_that_becomes_slower() -> None:
         cost.observe(10 + n % 7 * 100, 0.006 + 3e-4 * (10 + n % 7 * 100))
 
     assert cost.seconds(300) == pytest.approx(0.096, rel=0.05)
-    assert cost.tokens_within(0.096) == pytest.approx(300, rel=0.05)
+    assert cost.tokens_within(0.096) < 320
 
 
 def test_one_stall_hardly_moves_the_cost_model() -> None:
@@ -324,15 +324,17 @@ def test_a_device_whose_fixed_cost_is_beyond_the_target_still_gets_batches() -> 
 
 
 @given(st.floats(1e-5, 0.2), st.floats(1e-7, 1e-3), st.floats(0.001, 0.2))
-def test_a_full_batch_keeps_to_the_target_or_to_twice_its_fixed_part(
+def test_a_full_batch_is_as_long_as_pays_within_the_target_or_twice_its_fixed_part(
     fixed_s: float, token_s: float, target_s: float
 ) -> None:
+    """What pays: until the fixed part is a ninth, or half of the target."""
     cost = CostModel(fixed_s=fixed_s, token_s=token_s)
+    full_s = max(min(target_s, max(9 * fixed_s, target_s / 2)), 2 * fixed_s)
 
     tokens = cost.tokens_within(target_s)
 
-    assert cost.seconds(tokens) <= max(target_s, 2 * fixed_s) * (1 + 1e-9)
-    assert cost.seconds(tokens + 2) > max(target_s, 2 * fixed_s)
+    assert cost.seconds(tokens) <= full_s * (1 + 1e-9)
+    assert cost.seconds(tokens + 2) > full_s
 
 
 def test_texts_are_bounded_by_their_characters_too_but_a_single_request_may_be_larger() -> None:

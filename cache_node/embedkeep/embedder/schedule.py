@@ -73,7 +73,7 @@ class Cost(Protocol):
         ...
 
     def tokens_within(self, seconds: float) -> int:
-        """The largest batch that should end within *seconds*."""
+        """The largest batch that is worth making and should end within *seconds*."""
         ...
 
 
@@ -85,6 +85,11 @@ class CostModel:
     level follows and the ratio of the two parts stays.
     """
 
+    _WORTH: Final = 8.0
+    """What a full batch's tokens take, to its fixed part: a longer batch would gain a ninth at
+    most, and who comes meanwhile waits for its end."""
+    _LEAST: Final = 0.5
+    """Of the target, at least: where others use the device too, its fixed part is known badly."""
     _KEEP: Final = 0.97
     _MOST_ABOVE: Final = 4.0
     """A batch this many times over its expected time counts as this: one stall is no trend."""
@@ -100,12 +105,14 @@ class CostModel:
         return self.fixed_s + self.token_s * tokens
 
     def tokens_within(self, seconds: float) -> int:
-        """The largest batch that should end within *seconds*.
+        """The largest batch that is worth its time and should end within *seconds*.
 
-        At least as much as takes the fixed part's time again: where that part is most of a
-        batch, smaller ones answer hardly sooner, and together take many times as long.
+        A device with a small fixed part gains little by batches that take all of *seconds*. Where
+        that part is most of a batch, smaller ones answer hardly sooner, and together take many
+        times as long: a batch has at least as much as takes the fixed part's time again.
         """
-        return int(max(seconds - self.fixed_s, self.fixed_s) / self.token_s)
+        worth = max(self._WORTH * self.fixed_s, self._LEAST * seconds - self.fixed_s)
+        return int(max(min(seconds - self.fixed_s, worth), self.fixed_s) / self.token_s)
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn from one batch. One without tokens says nothing of what tokens cost."""
