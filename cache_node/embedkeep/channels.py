@@ -21,10 +21,13 @@ ChannelT = TypeVar("ChannelT")
 StubT = TypeVar("StubT")
 
 
-class Credentials(Protocol):
+CredentialsT_co = TypeVar("CredentialsT_co", covariant=True)
+
+
+class Credentials(Protocol[CredentialsT_co]):
     """Credentials that may change."""
 
-    def newest(self) -> grpc.ChannelCredentials:
+    def newest(self) -> CredentialsT_co:
         """The same object for as long as nothing has changed."""
         ...
 
@@ -55,7 +58,7 @@ class Lines(Generic[ChannelT, StubT]):
     def __init__(
         self,
         dial: Callable[[grpc.ChannelCredentials | None], tuple[ChannelT, StubT]],
-        credentials: Credentials | None,
+        credentials: Credentials[grpc.ChannelCredentials] | None,
     ) -> None:
         self._dial = dial
         self._credentials = credentials

@@ -4,7 +4,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import grpc
 
@@ -14,6 +14,8 @@ from embedkeep.errors import InvalidConfig
 LOOK_EVERY_S: Final = 5.0
 """How often a client looks whether its files have changed. Servers end connections after minutes
 only, so an orderly rotation is noticed well before the old certificates are refused."""
+
+CredentialsT = TypeVar("CredentialsT")
 
 Versions = tuple[tuple[int, int, int], ...]
 """Of each file: when it was written, which file it is, and its size."""
@@ -96,20 +98,47 @@ def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     )
 
 
-class FollowedCredentials:
+def client_context(tls: ClientTls) -> ssl.SSLContext:
+    """The same for clients that speak TLS through Python.
+
+    Without a `ca_file` the system's authorities are trusted.
+
+    Raises:
+        InvalidConfig: A file cannot be read or is not what it should be, or only one of cert_file
+            and key_file is given.
+    """
+    channel_credentials(tls)  # says which file cannot be read
+    if (misfit := _misfit(tls)) is not None:
+        raise misfit
+    context = ssl.create_default_context(cafile=tls.ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    if tls.cert_file is not None:
+        context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+    return context
+
+
+class FollowedCredentials(Generic[CredentialsT]):
     """A client's credentials, made anew when their files have changed.
 
     Files that are half written, missing or do not fit keep the last good ones. Thread-safe.
 
     Args:
+        make: `channel_credentials` for gRPC, `client_context` for what speaks TLS through Python.
         clock: Monotonic seconds.
 
     Raises:
-        InvalidConfig: As for `channel_credentials`, or a file is not what it should be.
+        InvalidConfig: As for *make*, or a file is not what it should be.
     """
 
-    def __init__(self, tls: ClientTls, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tls: ClientTls,
+        make: Callable[[ClientTls], CredentialsT],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tls = tls
+        self._make = make
         self._clock = clock
         self._files = (tls.ca_file, tls.cert_file, tls.key_file)
         # Before they are read, so that a change meanwhile is found by the next look.
@@ -117,12 +146,12 @@ class FollowedCredentials:
             self._seen = _versions(self._files)
         except OSError:
             self._seen = ()  # reading says which
-        self._newest = channel_credentials(tls)
+        self._newest = make(tls)
         if (misfit := _misfit(tls)) is not None:
             raise misfit
         self._look_at = clock() + LOOK_EVERY_S
 
-    def newest(self) -> grpc.ChannelCredentials:
+    def newest(self) -> CredentialsT:
         """The same object for as long as nothing has changed. Looks at most every 5 s.
 
         A look is three calls of stat, so that it may be done on an event loop.
@@ -140,7 +169,7 @@ class FollowedCredentials:
         try:
             if (versions := _versions(self._files)) == self._seen:
                 return
-            renewed, misfit = channel_credentials(self._tls), _misfit(self._tls)
+            renewed, misfit = self._make(self._tls), _misfit(self._tls)
             if versions != _versions(self._files):
                 return  # they are being written: the next look finds them whole
         except (OSError, InvalidConfig):

@@ -4,22 +4,28 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 
 import pytest
 
 from embedkeep import AsyncClient, Client
 from embedkeep.errors import Unavailable
+from support.clients import At, over_http
 from support.fake_node import FakeNode, running
 
 WAIT_S = 30.0
 NEVER_S = 1000.0
 """Longer than a test may run: who waits for it has failed."""
 
+Way = Callable[[str], str | list[str]]
 
-async def test_a_cancelled_call_cancels_its_requests_and_harms_no_other() -> None:
+pytestmark = pytest.mark.parametrize("way", [pytest.param(str, id="gRPC"), over_http])
+
+
+async def test_a_cancelled_call_cancels_its_requests_and_harms_no_other(way: Way) -> None:
     node = FakeNode(max_inputs=1)
     with running(node) as (address,):
-        async with AsyncClient(address, timeout_s=NEVER_S) as client:
+        async with AsyncClient(way(address), timeout_s=NEVER_S) as client:
             await client.info()
             node.hold = threading.Event()
             call = asyncio.create_task(client.embed(["a", "b"]), name="call")
@@ -35,11 +41,11 @@ async def test_a_cancelled_call_cancels_its_requests_and_harms_no_other() -> Non
             assert (await client.embed(["c"])).shape == (1, 8)
 
 
-async def test_one_failed_part_ends_the_others() -> None:
+async def test_one_failed_part_ends_the_others(way: Way) -> None:
     node = FakeNode(max_inputs=1)
     node.spoil = lambda response: response.tokens.pop()
     with running(node) as (address,):
-        async with AsyncClient(address) as client:
+        async with AsyncClient(way(address)) as client:
             with pytest.raises(Exception, match="does not fit"):
                 await client.embed(["a", "b", "c"])
 
@@ -47,9 +53,9 @@ async def test_one_failed_part_ends_the_others() -> None:
             assert not [name for name in left if name.startswith("embedkeep request")]
 
 
-def test_a_client_of_another_loop_says_so() -> None:
+def test_a_client_of_another_loop_says_so(way: Way) -> None:
     with running(FakeNode()) as (address,):
-        client = AsyncClient(address)
+        client = AsyncClient(way(address))
 
         async def first() -> None:
             await client.embed(["a"])
@@ -65,10 +71,10 @@ def test_a_client_of_another_loop_says_so() -> None:
             one.run(client.close())
 
 
-def test_closing_ends_a_call_of_another_thread() -> None:
+def test_closing_ends_a_call_of_another_thread(way: Way) -> None:
     node = FakeNode(hold=threading.Event())
     with running(node) as (address,):
-        client = Client(address, timeout_s=WAIT_S)
+        client = Client(way(address), timeout_s=WAIT_S)
         client.info()
         errors: list[BaseException] = []
 
@@ -88,17 +94,17 @@ def test_closing_ends_a_call_of_another_thread() -> None:
         assert "the client was closed during the call" in str(errors[0])
 
 
-def test_a_client_that_is_never_closed_warns() -> None:
+def test_a_client_that_is_never_closed_warns(way: Way) -> None:
     with running(FakeNode()) as (address,):
-        clients = [Client(address)]
+        clients = [Client(way(address))]
         clients[0].embed(["a"])
 
         with pytest.warns(ResourceWarning, match="unclosed Client"):
             clients.clear()
 
 
-def test_a_client_that_was_never_used_needs_no_closing() -> None:
-    client = Client("localhost:1")
+def test_a_client_that_was_never_used_needs_no_closing(way: Way) -> None:
+    client = Client(way(At("localhost:1", http="http://localhost:1")))
     gone = weakref.ref(client)
 
     del client

@@ -16,7 +16,7 @@ from embedkeep.errors import (
     Unauthenticated,
     UnknownModel,
 )
-from support.clients import KINDS, Kind
+from support.clients import KINDS, At, Kind
 from support.node import Node, node_config, running
 from support.tap import DIMENSIONS, Tap, serve_tap
 from support.valkey import free_port
@@ -24,8 +24,8 @@ from support.valkey import free_port
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
-def at(node: Node) -> str:
-    return f"127.0.0.1:{node.port}"
+def at(node: Node) -> At:
+    return At(f"127.0.0.1:{node.port}", http=f"http://127.0.0.1:{node.http_port}")
 
 
 async def test_repeats_are_bit_for_bit_what_the_model_returned(
@@ -62,12 +62,13 @@ async def test_a_node_that_comes_back_with_lower_limits_is_asked_in_smaller_part
 ) -> None:
     texts = [f"text {number}" for number in range(100)]
     async with serve_tap(tap) as embedder_port:
-        grpc = {"port": free_port()}
+        grpc, http = {"port": free_port()}, {"port": free_port()}
         high, low = (
-            node_config(tmp_path, embedder_port, grpc=grpc, limits={"max_inputs": most})
+            node_config(tmp_path, embedder_port, grpc=grpc, http=http, limits={"max_inputs": most})
             for most in (80, 30)
         )
-        async with kind(f"127.0.0.1:{grpc['port']}", timeout_s=30) as client:
+        place = At(f"127.0.0.1:{grpc['port']}", http=f"http://127.0.0.1:{http['port']}")
+        async with kind(place, timeout_s=30) as client:
             async with running(high):
                 await client.embed(texts)
             async with running(low):

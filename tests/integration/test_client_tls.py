@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from embedkeep import ClientTls, Retries
 from embedkeep.config import NodeConfig
 from embedkeep.errors import InvalidConfig, Unavailable
-from support.clients import KINDS, Kind
+from support.clients import KINDS, At, Kind
 from support.node import Node, node_config, running
 from support.tap import Tap, serve_tap
 from support.valkey import free_port
@@ -64,7 +64,7 @@ def write_certificates(folder: Path) -> None:
 
 
 @pytest.fixture
-async def address(tap: Tap, tmp_path: Path) -> AsyncIterator[str]:
+async def address(tap: Tap, tmp_path: Path) -> AsyncIterator[At]:
     """A node that speaks only TLS, to those who show a certificate of its authority."""
     write_certificates(tmp_path)
     tls = {
@@ -75,7 +75,7 @@ async def address(tap: Tap, tmp_path: Path) -> AsyncIterator[str]:
     async with serve_tap(tap) as port:
         node: Node
         async with running(node_config(tmp_path, port, tls=tls), ready=False) as node:
-            yield f"127.0.0.1:{node.port}"
+            yield At(f"127.0.0.1:{node.port}", http=f"https://127.0.0.1:{node.http_port}")
 
 
 def certificates(folder: Path, *, server_name: str | None = None) -> ClientTls:
@@ -114,13 +114,15 @@ async def test_a_certificate_without_its_key_is_refused(kind: Kind, tmp_path: Pa
         kind("localhost:1", tls=ClientTls(cert_file=tmp_path / "leaf.pem"))
 
 
-def on_tls(folder: Path, embedder_port: int, port: int) -> NodeConfig:
+def on_tls(folder: Path, embedder_port: int) -> tuple[NodeConfig, At]:
     tls = {
         "cert_file": str(folder / "leaf.pem"),
         "key_file": str(folder / "leaf.key"),
         "client_ca_file": str(folder / "ca.pem"),
     }
-    return node_config(folder, embedder_port, tls=tls, grpc={"port": port})
+    grpc, http = free_port(), free_port()
+    config = node_config(folder, embedder_port, tls=tls, grpc={"port": grpc}, http={"port": http})
+    return config, At(f"127.0.0.1:{grpc}", http=f"https://127.0.0.1:{http}")
 
 
 async def test_a_rotated_authority_is_followed_without_a_restart(
@@ -128,9 +130,8 @@ async def test_a_rotated_authority_is_followed_without_a_restart(
 ) -> None:
     write_certificates(tmp_path)
     async with serve_tap(tap) as embedder_port:
-        config = on_tls(tmp_path, embedder_port, free_port())
+        config, address = on_tls(tmp_path, embedder_port)
         tls = certificates(tmp_path)
-        address = f"127.0.0.1:{config.grpc.port}"
         async with kind(address, tls=tls, retries=PATIENT, timeout_s=30) as client:
             async with running(config, ready=False):
                 await client.embed("a")
@@ -147,9 +148,8 @@ async def test_a_rotation_ends_no_call_that_is_under_way(
     monkeypatch.setattr("embedkeep.tls.LOOK_EVERY_S", 0.0)
     write_certificates(tmp_path)
     async with serve_tap(tap) as embedder_port:
-        config = on_tls(tmp_path, embedder_port, free_port())
+        config, address = on_tls(tmp_path, embedder_port)
         tls = certificates(tmp_path)
-        address = f"127.0.0.1:{config.grpc.port}"
         async with (
             running(config, ready=False),
             kind(address, tls=tls, retries=PATIENT, timeout_s=30) as client,

@@ -1,4 +1,4 @@
-"""Both clients under one face, so that a test of what they share is written once."""
+"""Both clients over both wires under one face: a test of what they share is written once."""
 
 import asyncio
 from collections.abc import Sequence
@@ -61,6 +61,40 @@ class Threaded:
         await self.close()
 
 
+class At(str):
+    """Where a node answers gRPC, and where HTTP."""
+
+    __slots__ = ("http",)
+
+    http: str
+
+    def __new__(cls, grpc: str, *, http: str) -> Self:
+        made = super().__new__(cls, grpc)
+        made.http = http
+        return made
+
+
+class AsyncOverHttp(AsyncClient):
+    """`AsyncClient` over HTTP, wherever it is told a node's place."""
+
+    def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        super().__init__(over_http(target), **options)
+
+
+class ThreadedOverHttp(Threaded):
+    """`Threaded` over HTTP, wherever it is told a node's place."""
+
+    def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        super().__init__(over_http(target), **options)
+
+
+def over_http(target: str | Sequence[str]) -> str | list[str]:
+    """The same place, by its URL."""
+    if isinstance(target, str):
+        return target.http if isinstance(target, At) else target
+    return [each.http if isinstance(each, At) else each for each in target]
+
+
 AnyClient = AsyncClient | Threaded
 Kind = type[AsyncClient] | type[Threaded]
-KINDS: tuple[Kind, ...] = (AsyncClient, Threaded)
+KINDS: tuple[Kind, ...] = (AsyncClient, Threaded, AsyncOverHttp, ThreadedOverHttp)

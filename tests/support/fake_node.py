@@ -7,10 +7,11 @@ what a node really answers are in tests/integration/test_client_node.py.
 import hashlib
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
 
 import grpc
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from embedkeep.errors import REASON_KEY, RETRY_KEY
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+from support.clients import At
+from support.fake_http import serve_http
 
 DIMENSIONS = 8
 
@@ -199,25 +202,42 @@ class FakeNode(cache_pb2_grpc.EmbeddingCacheServicer):
 
 
 @contextmanager
-def running(*nodes: FakeNode, ports: list[int] | None = None) -> Iterator[list[str]]:
-    """Serve *nodes* on loopback while the block runs; yields their addresses."""
+def running(*nodes: FakeNode, again: Sequence[At] = ()) -> Iterator[list[At]]:
+    """Serve *nodes* on loopback while the block runs; yields their places.
+
+    Args:
+        again: Where others were served before.
+    """
     servers: list[grpc.Server] = []
-    addresses: list[str] = []
+    web: list[ThreadingHTTPServer] = []
+    places: list[At] = []
     try:
         for number, node in enumerate(nodes):
+            before = again[number] if again else At("0:0", http="0:0")
             server = grpc.server(ThreadPoolExecutor(16, "fake-node"), options=_SERVER_OPTIONS)
             cache_pb2_grpc.add_EmbeddingCacheServicer_to_server(node, server)
-            port = server.add_insecure_port(f"127.0.0.1:{ports[number] if ports else 0}")
+            port = server.add_insecure_port(f"127.0.0.1:{_port(before)}")
             server.start()
             servers.append(server)
-            addresses.append(f"127.0.0.1:{port}")
-        yield addresses
+            over_http = serve_http(node, _port(before.http))
+            web.append(over_http)
+            places.append(
+                At(f"127.0.0.1:{port}", http=f"http://127.0.0.1:{over_http.server_address[1]}")
+            )
+        yield places
     finally:
         for node in nodes:
             if node.hold is not None:
                 node.hold.set()
         for server in servers:
             server.stop(None).wait()
+        for each in web:
+            each.shutdown()
+            each.server_close()
+
+
+def _port(place: str) -> int:
+    return int(place.rpartition(":")[2])
 
 
 _SERVER_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)]

@@ -54,7 +54,7 @@ def test_a_file_that_is_no_certificate_is_named_before_any_call(tmp_path: Path, 
     files[field].write_text("a machine's name\n")
 
     with pytest.raises(InvalidConfig, match="hostname") as refused:
-        FollowedCredentials(ClientTls.model_validate(files))
+        FollowedCredentials(ClientTls.model_validate(files), channel_credentials)
 
     assert refused.value.field == f"tls.{field}"
 
@@ -95,7 +95,9 @@ class Renewed:
             cert_file=self.pair.cert_file,
             key_file=self.pair.key_file,
         )
-        self.credentials = FollowedCredentials(self.tls, clock=lambda: self.now)
+        self.credentials = FollowedCredentials(
+            self.tls, channel_credentials, clock=lambda: self.now
+        )
 
     def renew(self) -> None:
         self.authority.issue(into="client")

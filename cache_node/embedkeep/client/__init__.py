@@ -4,7 +4,8 @@
 `exchange` (requests, retries, deadline), `embedding` and `importing` (the two calls that are cut
 into requests, by `splitting`, and put together again, by `gathering`). Beside them: `core` (what
 `sync` and `aio` share), `near` (the near cache), `options` and `results` (what a caller says and
-gets), `wire` (messages) and `dialling` (targets and channels).
+gets), `wire` (messages), and `transports`, which bring requests to nodes over HTTP or gRPC
+(`dialling` knows gRPC's targets).
 
 What a node does with a call lives in `embedkeep.node`, the command in `embedkeep.cli`, which calls
 this package as any service does. It imports nothing of the node or the embedder, and no engine.

@@ -3,17 +3,14 @@
 import asyncio
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import Self, Unpack
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.channels import CLOSED, AsyncLines, Lines, lent
+from embedkeep.channels import CLOSED
 from embedkeep.client.core import Core
-from embedkeep.client.dialling import channel_options, credentials, target_of
 from embedkeep.client.exchange import Exchange, Metadata, Response, Transmit
 from embedkeep.client.options import (
     PLAIN,
@@ -25,12 +22,12 @@ from embedkeep.client.options import (
     Options,
 )
 from embedkeep.client.results import CacheInfo, ClientStats, Embedded, Imported
-from embedkeep.client.wire import error_of
-from embedkeep.errors import Unavailable
-from embedkeep.v1 import cache_pb2, cache_pb2_grpc
-
-if TYPE_CHECKING:
-    from embedkeep.config import ClientTls  # see options
+from embedkeep.client.transports.choosing import (
+    AsyncTransport,
+    async_transport_to,
+    shown,
+)
+from embedkeep.errors import EmbedKeepError, Unavailable
 
 
 class AsyncClient:
@@ -48,13 +45,10 @@ class AsyncClient:
 
     def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._target = target_of(target)
+        self._target = shown(target)
         self._options = Options(**options)
         self._core = Core(self._options)
-        tls = self._options.tls
-        self._lines: AsyncLines[cache_pb2_grpc.EmbeddingCacheAsyncStub] = Lines(
-            partial(_dial, self._target, tls), credentials(tls)
-        )
+        self._transport = async_transport_to(target, self._options.tls)
 
     async def embed(
         self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]
@@ -108,8 +102,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections; as `Client.close`."""
-        for channel in self._lines.close():
-            await channel.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,14 +116,15 @@ class AsyncClient:
         await self.close()
 
     def __del__(self) -> None:
-        if (lines := getattr(self, "_lines", None)) is not None and lines.dialled:
+        transport: AsyncTransport | None = getattr(self, "_transport", None)
+        if transport is not None and transport.dialled:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"AsyncClient({self._target!r}, {self._options!r})"
 
     async def _embed(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> Embedded:
-        exchange = self._core.embedding(texts, ask, strict=strict, near=not self._lines.closed)
+        exchange = self._core.embedding(texts, ask, strict=strict, near=not self._transport.closed)
         if isinstance(exchange, Embedded):
             return exchange
         lost: list[int] = []
@@ -153,7 +147,7 @@ class AsyncClient:
 
     async def _drive(self, exchange: Exchange) -> None:
         """Send what is due and bring back the answers, until the call is done."""
-        if self._lines.closed:
+        if self._transport.closed:
             raise RuntimeError(f"{self!r} is closed")
         clock, metadata = self._core.clock, exchange.caller.metadata
         flying: dict[asyncio.Task[Response], int] = {}
@@ -182,13 +176,13 @@ class AsyncClient:
 
     def _take(self, exchange: Exchange, ticket: int, task: asyncio.Task[Response]) -> None:
         now = self._core.clock()
-        if self._lines.closed and (task.cancelled() or task.exception() is not None):
+        if self._transport.closed and (task.cancelled() or task.exception() is not None):
             raise Unavailable(CLOSED)
         error = task.exception()
         if error is None:
             exchange.answered(ticket, task.result(), now)
-        elif isinstance(error, grpc.RpcError):
-            exchange.failed(ticket, error_of(error, target=self._target), now)
+        elif isinstance(error, EmbedKeepError):
+            exchange.failed(ticket, error, now)
         else:
             raise error
 
@@ -198,24 +192,4 @@ class AsyncClient:
             self._loop = loop
         if loop is not self._loop:
             raise RuntimeError(f"{self!r} belongs to another event loop: make one a loop")
-        request, timeout_s = transmit.request, transmit.timeout_s
-        async with lent(self._lines) as stub:
-            if isinstance(request, cache_pb2.EmbedRequest):
-                return await stub.Embed(request, timeout=timeout_s, metadata=metadata)
-            if isinstance(request, cache_pb2.ImportRequest):
-                return await stub.Import(request, timeout=timeout_s, metadata=metadata)
-            if isinstance(request, cache_pb2.InfoRequest):
-                return await stub.Info(request, timeout=timeout_s, metadata=metadata)
-            return await stub.Invalidate(request, timeout=timeout_s, metadata=metadata)
-
-
-def _dial(
-    target: str, tls: "ClientTls | None", trusted: grpc.ChannelCredentials | None
-) -> "tuple[grpc.aio.Channel, cache_pb2_grpc.EmbeddingCacheAsyncStub]":  # a name for types only
-    options = channel_options(target, tls)
-    channel = (
-        grpc.aio.insecure_channel(target, options)
-        if trusted is None
-        else grpc.aio.secure_channel(target, trusted, options)
-    )
-    return channel, cache_pb2_grpc.EmbeddingCacheStub(channel)
+        return await self._transport.call(transmit.request, metadata, timeout_s=transmit.timeout_s)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from embedkeep.channels import Credentials
-from embedkeep.client.embedding import MAX_RECEIVE_BYTES
+from embedkeep.client.transports.messages import MAX_RECEIVE_BYTES
 from embedkeep.errors import InvalidConfig
 
 if TYPE_CHECKING:
+    import grpc
+
     from embedkeep.config import ClientTls  # see options
 
 _SCHEME: Final = re.compile(r"^(dns|ipv4|ipv6):")
@@ -58,18 +60,18 @@ def target_of(target: str | Sequence[str]) -> str:
     return f"ipv{versions.pop()}:{','.join(target)}"
 
 
-def channel_options(target: str, tls: "ClientTls | None") -> list[tuple[str, str | int]]:
+def channel_options(target: str, server_name: str | None) -> list[tuple[str, str | int]]:
     """For a sync or an asyncio channel to *target*, as `target_of` returns it."""
     options = list(_OPTIONS)
     if _is_here(target):
         # A proxy that http_proxy names would look for the node on its own machine.
         options.append(("grpc.enable_http_proxy", 0))
-    if tls is not None and tls.server_name is not None:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
     return options
 
 
-def credentials(tls: "ClientTls | None") -> Credentials | None:
+def credentials(tls: "ClientTls | None") -> "Credentials[grpc.ChannelCredentials] | None":
     """What to trust and to show; None: plain text.
 
     Raises:
@@ -77,9 +79,10 @@ def credentials(tls: "ClientTls | None") -> Credentials | None:
     """
     if tls is None:
         return None
-    from embedkeep.tls import FollowedCredentials  # noqa: PLC0415  # pydantic only where it is used
+    # pydantic only where it is used
+    from embedkeep.tls import FollowedCredentials, channel_credentials  # noqa: PLC0415
 
-    return FollowedCredentials(tls)
+    return FollowedCredentials(tls, channel_credentials)
 
 
 def _checked(target: str) -> str:
@@ -88,8 +91,8 @@ def _checked(target: str) -> str:
         colon and host and port.isdecimal() and 0 < int(port) < 65536
     ):
         raise InvalidConfig(
-            f"{target!r} is no address: write host:port, or dns:///name:port for several nodes "
-            "behind one name",
+            f"{target!r} is no address: write http://host:port, host:port for gRPC, or "
+            "dns:///name:port for gRPC to several nodes behind one name",
             field="target",
         )
     return target

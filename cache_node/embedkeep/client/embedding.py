@@ -9,7 +9,7 @@ replaced, the call begins anew.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ from embedkeep.client.near import Identity, NearStore, Scope
 from embedkeep.client.options import PLAIN, Ask
 from embedkeep.client.results import CacheInfo, Embedded
 from embedkeep.client.splitting import PartLimits, inputs_an_answer_holds, split
-from embedkeep.client.wire import Answer, answer_of, info_of, request_of
+from embedkeep.client.transports.messages import MAX_RECEIVE_BYTES
+from embedkeep.client.wire import INPUT_OVERHEAD_BYTES, Answer, answer_of, info_of, request_of
 from embedkeep.errors import (
     DeadlineExceeded,
     EmbedKeepError,
@@ -42,10 +43,10 @@ from embedkeep.errors import (
 from embedkeep.v1 import cache_pb2
 from embedkeep.views import Encoding
 
-MAX_RECEIVE_BYTES: Final = 64 << 20
-"""Largest answer a client takes; requests are cut so that answers stay below it."""
 MAX_BEGINNINGS: Final = 4
 """How often a call begins anew because nodes answer with different models."""
+UTF8_BYTES: Final = 4
+"""Of a character, at most."""
 MIN_HALF_INPUTS: Final = 16
 """Smaller halves are not worth a request each."""
 
@@ -118,7 +119,9 @@ class EmbedExchange(Exchange):
         return len(self._texts)
 
     def texts(self, inputs: Sequence[int]) -> list[str]:
-        """The texts of *inputs*."""
+        """The texts of *inputs*, which ascend."""
+        if len(inputs) == len(self._texts):
+            return list(self._texts)
         return [self._texts[index] for index in inputs]
 
     def unanswered(self) -> list[int]:
@@ -179,6 +182,9 @@ class EmbedExchange(Exchange):
         self._info = info
         limits = self._limits(info)
         longest = min(info.max_input_bytes, limits.max_input_bytes)
+        if self._fits_whole(missing, limits, longest):
+            self._waiting.append(Letter(inputs=missing))
+            return
         sizes = [utf8_bytes(text) for text in self._texts]
         sendable = [index for index in missing if sizes[index] <= longest]
         if not fresh and len(sendable) < len(missing):
@@ -192,6 +198,14 @@ class EmbedExchange(Exchange):
                     index=index,
                 )
         self._waiting.extend(Letter(inputs=part) for part in split(sendable, sizes, limits))
+
+    def _fits_whole(self, missing: list[int], limits: PartLimits, longest: int) -> bool:
+        """The usual call is one request beyond doubt; only others are measured text by text."""
+        if len(missing) > limits.max_inputs:
+            return False
+        lengths = list(map(len, self._texts))
+        most = UTF8_BYTES * sum(lengths) + INPUT_OVERHEAD_BYTES * len(lengths)
+        return UTF8_BYTES * max(lengths) <= longest and most + limits.base_bytes <= limits.max_bytes
 
     def _limits(self, info: CacheInfo) -> PartLimits:
         base = request_of((), self._ask, self._setting.encoding).ByteSize()
@@ -337,6 +351,8 @@ def check(texts: Sequence[str] | str) -> tuple[list[str], dict[int, InvalidInput
     given: list[object] = [texts] if isinstance(texts, str | bytes) else list(texts)
     if not given:
         raise InvalidRequest("no texts: give at least one")
+    if (sound := _all_sound(given)) is not None:
+        return sound, {}
     batch: list[str] = []
     errors: dict[int, InvalidInput] = {}
     for index, text in enumerate(given):
@@ -353,6 +369,20 @@ def check(texts: Sequence[str] | str) -> tuple[list[str], dict[int, InvalidInput
         batch.append("")
         errors[index] = InvalidInput(f"input {index} {problem}", index=index)
     return batch, errors
+
+
+def _all_sound(given: list[object]) -> list[str] | None:
+    """*given* where nothing is wrong with any; None: one by one it is to be found out."""
+    if set(map(type, given)) != {str}:
+        return None
+    texts = cast("list[str]", given)
+    joined = "".join(texts)
+    if not joined.isascii():
+        try:
+            joined.encode()
+        except UnicodeEncodeError:
+            return None
+    return texts
 
 
 def utf8_bytes(text: str) -> int:

@@ -34,6 +34,8 @@ class Gathered:
 
     def missing(self) -> list[int]:
         """Inputs with neither a row nor an error."""
+        if self._vectors is None and not self.errors:
+            return list(range(self._count))
         return [
             index
             for index, source in enumerate(self._sources)
@@ -65,6 +67,9 @@ class Gathered:
         if len(answer.errors) == len(inputs):
             return
         self.fingerprint = answer.fingerprint
+        if len(inputs) == self._count and not answer.errors:
+            self._put_all(answer)  # the usual call: inputs ascend, so these are all in their order
+            return
         good = [place for place in range(len(inputs)) if place not in answer.errors]
         self._room(answer.rows.shape[1])[[inputs[place] for place in good]] = answer.rows[good]
         for place in good:
@@ -75,6 +80,12 @@ class Gathered:
                 self._truncated.add(index)
             if place in answer.imported:
                 self._imported.add(index)
+
+    def _put_all(self, answer: Answer) -> None:
+        """The same for an answer to the whole call; row by row it would take the longest part."""
+        self._vectors = np.array(answer.rows)  # a copy: the array is the caller's own, to write to
+        self._sources, self._tokens = list(answer.sources), list(answer.tokens)
+        self._truncated, self._imported = set(answer.truncated), set(answer.imported)
 
     def put_fallback(self, inputs: Sequence[int], rows: NDArray[np.float32]) -> None:
         """Rows from the fallback.

@@ -5,16 +5,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, Unpack, cast
+from typing import Protocol, Self, Unpack
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from embedkeep.channels import CLOSED, Line, Lines
+from embedkeep.channels import CLOSED
 from embedkeep.client.core import Core
-from embedkeep.client.dialling import channel_options, credentials, target_of
-from embedkeep.client.exchange import Exchange, Metadata, Request, Response, Transmit
+from embedkeep.client.exchange import Exchange, Response
 from embedkeep.client.options import (
     PLAIN,
     Ask,
@@ -25,49 +23,29 @@ from embedkeep.client.options import (
     Options,
 )
 from embedkeep.client.results import CacheInfo, ClientStats, Embedded, Imported
-from embedkeep.client.wire import error_of
-from embedkeep.errors import Unavailable
-from embedkeep.v1 import cache_pb2, cache_pb2_grpc
-
-if TYPE_CHECKING:
-    from embedkeep.config import ClientTls  # see options
+from embedkeep.client.transports.choosing import Transport, shown, transport_to
+from embedkeep.errors import EmbedKeepError, Unavailable
 
 
-class _Pending(Protocol):
-    """What is used of a gRPC future, whose own type takes no parameter at run time."""
+class _Flight(Protocol):
+    """A request under way, over either transport."""
 
-    def add_done_callback(self, fn: Callable[[object], None]) -> None: ...
-    def cancel(self) -> bool: ...
-    def exception(self) -> Exception | None: ...
     def result(self) -> Response: ...
-
-
-class _Method(Protocol):
-    """One of the stub's methods; each is only given the request it is for."""
-
-    def __call__(self, request: Request, *, timeout: float, metadata: Metadata) -> Response: ...
-    def future(self, request: Request, *, timeout: float, metadata: Metadata) -> _Pending: ...
-
-
-_Line = Line[grpc.Channel, cache_pb2_grpc.EmbeddingCacheStub]
-
-
-class _Flying(NamedTuple):
-    """A request under way, and what it goes over."""
-
-    call: _Pending
-    line: _Line
+    def cancel(self) -> None: ...
 
 
 class Client:
     """Embeds texts through a cache. Safe between threads; one is enough for a process.
 
-    It connects with the first call and keeps one connection to each node. gRPC does not survive
-    a fork: let each worker make its own client, or at least make no call before forking.
+    It connects with the first call. Over HTTP it keeps a connection for each call under way, to
+    each node; over gRPC one to each node. gRPC does not survive a fork: let each worker make its
+    own client, or at least make no call before forking.
 
     Args:
-        target: ``host:port``; ``dns:///name:port``, balanced over all nodes behind the name; or
-            several addresses of the same IP version, as a list or with commas between them.
+        target: ``http://host:port`` or ``https://host:port``: over HTTP/1.1, which takes a node and
+            its callers least, and balanced over all nodes behind the name. ``host:port``, and
+            ``dns:///name:port`` for all behind a name: over gRPC. Several addresses, as a list or
+            with commas between them, are balanced too.
         **options: See `Options`.
 
     Raises:
@@ -76,11 +54,10 @@ class Client:
     """
 
     def __init__(self, target: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        self._target = target_of(target)
+        self._target = shown(target)
         self._options = Options(**options)
         self._core = Core(self._options)
-        tls = self._options.tls
-        self._lines = Lines(partial(_dial, self._target, tls), credentials(tls))
+        self._transport = transport_to(target, self._options.tls)
 
     def embed(self, texts: Sequence[str] | str, **how: Unpack[EmbedOptions]) -> NDArray[np.float32]:
         """Embed *texts*: shape [n, d], float32, rows in their order. One string is a batch of one.
@@ -178,8 +155,7 @@ class Client:
 
         Calls under way raise Unavailable, those begun later RuntimeError.
         """
-        for channel in self._lines.close():
-            channel.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +169,8 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        if (lines := getattr(self, "_lines", None)) is not None and lines.dialled:
+        transport: Transport | None = getattr(self, "_transport", None)
+        if transport is not None and transport.dialled:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
@@ -201,7 +178,7 @@ class Client:
         return f"Client({self._target!r}, {self._options!r})"
 
     def _embed(self, texts: Sequence[str] | str, ask: Ask, *, strict: bool) -> Embedded:
-        exchange = self._core.embedding(texts, ask, strict=strict, near=not self._lines.closed)
+        exchange = self._core.embedding(texts, ask, strict=strict, near=not self._transport.closed)
         if isinstance(exchange, Embedded):
             return exchange
         lost: list[int] = []
@@ -224,107 +201,46 @@ class Client:
 
     def _drive(self, exchange: Exchange) -> None:
         """Send what is due and bring back the answers, until the call is done."""
-        if self._lines.closed:
+        if self._transport.closed:
             raise RuntimeError(f"{self!r} is closed")
         clock, metadata = self._core.clock, exchange.caller.metadata
         back: queue.SimpleQueue[int] = queue.SimpleQueue()
-        flying: dict[int, _Flying] = {}
+        flying: dict[int, _Flight] = {}
         try:
             while True:
                 due = exchange.due(clock())
                 if len(due) == 1 and not flying and exchange.rest_s(clock()) is None:
-                    # The usual call is one request: it needs no future, which costs a thread's hop.
-                    self._call(exchange, due[0], metadata)
+                    # The usual call is one request: nothing else is to be done meanwhile.
+                    one = due[0]
+                    call = partial(
+                        self._transport.call, one.request, metadata, timeout_s=one.timeout_s
+                    )
+                    self._take(exchange, one.ticket, call)
                     continue
                 for transmit in due:
-                    sent = flying[transmit.ticket] = self._send(transmit, metadata)
-                    sent.call.add_done_callback(partial(_put, back, transmit.ticket))
+                    flying[transmit.ticket] = self._transport.begin(
+                        transmit.request,
+                        metadata,
+                        timeout_s=transmit.timeout_s,
+                        landed=partial(back.put, transmit.ticket),
+                    )
                 if exchange.done:
                     return
                 try:
                     ticket = back.get(timeout=exchange.rest_s(clock()))
                 except queue.Empty:
                     continue
-                self._take(exchange, ticket, flying.pop(ticket))
+                self._take(exchange, ticket, flying.pop(ticket).result)
         finally:
-            for sent in flying.values():
-                sent.call.cancel()
-                self._give_back(sent.line)
+            for flight in flying.values():
+                flight.cancel()
 
-    def _call(self, exchange: Exchange, transmit: Transmit, metadata: Metadata) -> None:
-        line = self._lines.take()
+    def _take(self, exchange: Exchange, ticket: int, answer: Callable[[], Response]) -> None:
         try:
-            response = _method(line.stub, transmit.request)(
-                transmit.request, timeout=transmit.timeout_s, metadata=metadata
-            )
-        except (grpc.RpcError, ValueError) as error:
-            self._fail(exchange, transmit.ticket, error)
-        else:
-            exchange.answered(transmit.ticket, response, self._core.clock())
-        finally:
-            self._give_back(line)
-
-    def _send(self, transmit: Transmit, metadata: Metadata) -> _Flying:
-        line = self._lines.take()
-        try:
-            call = _method(line.stub, transmit.request).future(
-                transmit.request, timeout=transmit.timeout_s, metadata=metadata
-            )
-        except BaseException as error:
-            self._give_back(line)
-            if isinstance(error, ValueError) and self._lines.closed:
+            response = answer()
+        except EmbedKeepError as error:
+            if self._transport.closed:
                 raise Unavailable(CLOSED) from error
-            raise
-        return _Flying(call, line)
-
-    def _take(self, exchange: Exchange, ticket: int, sent: _Flying) -> None:
-        self._give_back(sent.line)
-        try:
-            error = sent.call.exception()
-        except grpc.FutureCancelledError as cancelled:
-            error = cancelled
-        if error is None:
-            exchange.answered(ticket, sent.call.result(), self._core.clock())
+            exchange.failed(ticket, error, self._core.clock())
         else:
-            self._fail(exchange, ticket, error)
-
-    def _fail(self, exchange: Exchange, ticket: int, error: Exception) -> None:
-        if self._lines.closed:
-            raise Unavailable(CLOSED) from error
-        if not isinstance(error, grpc.RpcError):
-            raise error
-        ours = error_of(error, target=self._target)
-        if isinstance(ours, Unavailable):
-            self._lines.doubt()
-        exchange.failed(ticket, ours, self._core.clock())
-
-    def _give_back(self, line: _Line) -> None:
-        for channel in self._lines.give_back(line):
-            channel.close()
-
-
-def _dial(
-    target: str, tls: "ClientTls | None", trusted: grpc.ChannelCredentials | None
-) -> tuple[grpc.Channel, cache_pb2_grpc.EmbeddingCacheStub]:
-    options = channel_options(target, tls)
-    channel = (
-        grpc.insecure_channel(target, options)
-        if trusted is None
-        else grpc.secure_channel(target, trusted, options)
-    )
-    return channel, cache_pb2_grpc.EmbeddingCacheStub(channel)
-
-
-def _method(stub: cache_pb2_grpc.EmbeddingCacheStub, request: Request) -> _Method:
-    if isinstance(request, cache_pb2.EmbedRequest):
-        return cast("_Method", stub.Embed)
-    if isinstance(request, cache_pb2.ImportRequest):
-        return cast("_Method", stub.Import)
-    if isinstance(request, cache_pb2.InfoRequest):
-        return cast("_Method", stub.Info)
-    return cast("_Method", stub.Invalidate)
-
-
-def _put(back: queue.SimpleQueue[int], ticket: int, call: object) -> None:
-    del call
-    back.put(ticket)
+            exchange.answered(ticket, response, self._core.clock())

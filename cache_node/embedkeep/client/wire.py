@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 import grpc
 import numpy as np
@@ -116,16 +116,18 @@ def answer_of(response: cache_pb2.EmbedResponse, *, count: int, ask: Ask) -> Ans
     failed = len(errors) == count
     _expect(failed or rows.shape[1] == asked, f"{rows.shape[1]} dimensions, {asked} asked for")
     _expect(failed or rows.shape[1] > 0, "no dimensions")
-    # A failed row is NaN throughout, so its first component tells.
-    blank = {int(index) for index in np.flatnonzero(np.isnan(rows[:, :1]).any(axis=1))}
-    _expect(blank <= errors.keys(), f"NaN in rows {sorted(blank - errors.keys())}, which are OK")
+    if not failed:
+        # A failed row is NaN throughout, so its first component tells.
+        blank = set(map(int, np.flatnonzero(np.isnan(rows[:, 0]))))
+        _expect(blank <= errors.keys(), f"NaN in rows {sorted(blank - errors.keys())}: they are OK")
     truncated, imported = frozenset(response.truncated), frozenset(response.imported)
-    _expect(all(index < count for index in truncated), "a truncated index out of range")
-    _expect(all(index < count for index in imported), "an imported index out of range")
-    _expect(all(source in _SOURCES for source in response.sources), "an unknown source")
+    _expect(max(truncated, default=0) < count, "a truncated index out of range")
+    _expect(max(imported, default=0) < count, "an imported index out of range")
+    sources = tuple(map(_SOURCES.get, response.sources))
+    _expect(None not in sources, "an unknown source")
     return Answer(
         rows=rows,
-        sources=tuple(_SOURCES[source] for source in response.sources),
+        sources=cast("tuple[Source, ...]", sources),
         tokens=tuple(response.tokens),
         truncated=truncated,
         imported=imported,
@@ -202,6 +204,8 @@ def _rows_of(response: cache_pb2.EmbedResponse, count: int) -> NDArray[np.float3
 
 def _errors_of(response: cache_pb2.EmbedResponse, count: int) -> dict[int, EmbedKeepError]:
     errors: dict[int, EmbedKeepError] = {}
+    if not response.errors and not any(response.statuses):
+        return errors
     for item in response.errors:
         _expect(item.index < count, f"an error at index {item.index} of {count} inputs")
         errors[item.index] = from_wire(item.code, item.reason, item.message)

@@ -3,7 +3,8 @@
 What lives here, from the edge inwards:
 
 - `main`; `service` and `http`: the process, and its two ways in, gRPC and HTTP.
-- `calls`, with `tenants` and `admission`: what both share, who calls, and how many may wait.
+- `unary`: a message in, a message out, whichever way it came. `calls`, with `tenants` and
+  `admission`: who calls, and how many may wait.
 - `cache`, `exchange`: the path of one request through the tiers, and what is asked and answered;
   the module to read first.
 - `trips`, `flights`: how keys that memory misses are answered; one computation for many callers.

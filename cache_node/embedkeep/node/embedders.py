@@ -89,7 +89,8 @@ class Embedders:
         self._timeout_s = target.timeout_s
         self._on_drift = on_drift
         self._lines: AsyncLines[embedder_pb2_grpc.EmbedderAsyncStub] = Lines(
-            partial(_dial, target), tls.FollowedCredentials(target.tls) if target.tls else None
+            partial(_dial, target),
+            tls.FollowedCredentials(target.tls, tls.channel_credentials) if target.tls else None,
         )
         self._compared: dict[bytes, Space] = {}
         self._comparing = asyncio.Lock()

@@ -87,7 +87,7 @@ class Peer:
         """None: it was never greeted."""
         self._lines: AsyncLines[peers_pb2_grpc.PeersAsyncStub] = Lines(
             partial(_dial, member.address, cluster, config.limits.max_message_bytes),
-            tls.FollowedCredentials(cluster.tls) if cluster.tls else None,
+            tls.FollowedCredentials(cluster.tls, tls.channel_credentials) if cluster.tls else None,
         )
 
     @property

@@ -1,0 +1,344 @@
+"""HTTP for threads: connections that are kept, one for each request under way."""
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from embedkeep.channels import CLOSED, Credentials
+from embedkeep.client.exchange import Metadata, Request, Response
+from embedkeep.client.transports import pooling
+from embedkeep.client.transports.messages import MAX_RECEIVE_BYTES, Asking, answer_of
+from embedkeep.client.transports.origins import Origin
+from embedkeep.client.transports.pooling import LEAST_S, Kept, Lost, Pool
+from embedkeep.client.transports.reply import Reply, ReplyReader
+from embedkeep.client.transports.rotation import Address, Rotation
+from embedkeep.errors import Unavailable
+
+MAX_THREADS: Final = 256
+"""Of all calls that have several requests under way. Others need no thread of their own."""
+
+Clock = Callable[[], float]
+
+
+class _Connection:
+    """One connection, for one request at a time."""
+
+    def __init__(self, wire: socket.socket) -> None:
+        self._wire = wire
+        self._reader = ReplyReader(most=MAX_RECEIVE_BYTES)
+
+    def ask(self, head: bytes, body: bytes, left_s: Callable[[], float]) -> Reply:
+        """Send a request and wait for its answer.
+
+        Raises:
+            TimeoutError: It did not come in time.
+            Lost: The connection ended before.
+            InvalidResponse: It is none of HTTP.
+        """
+        reader, wire = self._reader, self._wire
+        reader.begin()
+        try:
+            wire.settimeout(left_s())
+            if len(body) < pooling.SMALL_BYTES:
+                wire.sendall(head + body)
+            else:
+                wire.sendall(head)
+                wire.sendall(body)
+            while True:
+                wire.settimeout(left_s())
+                if not (count := wire.recv_into(reader.room())):
+                    raise Lost("the other side has closed it", begun=reader.begun)
+                if (reply := reader.received(count)) is not None:
+                    return reply
+        except TimeoutError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: TLS, after `end`
+            raise Lost(error, begun=reader.begun) from error
+
+    def end(self) -> None:
+        """Wake up whoever waits for its answer in another thread, and close it."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._wire.shutdown(socket.SHUT_RDWR)
+        self._wire.close()
+
+    def leave(self) -> None:
+        """Close it here; the process that this one was forked from has it still."""
+        self._wire.detach()
+
+
+_Kept = Kept[_Connection]
+
+
+class _Flight:
+    """A request under way in another thread."""
+
+    def __init__(self) -> None:
+        self.answer: Future[Response] | None = None
+        self._lock = threading.Lock()
+        self._kept: _Kept | None = None
+        self._cancelled = False
+
+    def result(self) -> Response:
+        """Once it has landed."""
+        assert self.answer is not None  # noqa: S101  # set before it is handed out
+        return self.answer.result()
+
+    def cancel(self) -> None:
+        """Let it end soon; nobody wants its answer."""
+        with self._lock:
+            self._cancelled = True
+            if self._kept is not None:
+                self._kept.connection.end()
+
+    def holds(self, kept: _Kept | None) -> None:
+        """It goes over this connection now.
+
+        Raises:
+            Unavailable: It was cancelled.
+        """
+        with self._lock:
+            self._kept = kept
+            if self._cancelled and kept is not None:
+                raise Unavailable("the request was given up")
+
+
+class HttpTransport:
+    """Sends requests over HTTP/1.1. Thread-safe; survives a fork, in which the child dials anew.
+
+    Args:
+        target: For errors.
+        origins: Where nodes are.
+        contexts: Certificates. None: plain text.
+        server_name: In the node's certificate. None: the host in the target.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        origins: tuple[Origin, ...],
+        contexts: Credentials[ssl.SSLContext] | None,
+        *,
+        server_name: str | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._target = target
+        self._contexts = contexts
+        self._server_name = server_name
+        self._clock = clock
+        self._askings = {origin: Asking(origin) for origin in origins}
+        self._origins = origins
+        self.closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._rotation = Rotation(self._origins)
+        self._pool: Pool[_Connection] = Pool()
+        self._busy: set[_Kept] = set()
+        self._threads: ThreadPoolExecutor | None = None
+        self._looking_up: threading.Event | None = None
+        """Set once what names stand for is known better. None: nobody looks."""
+
+    @property
+    def dialled(self) -> bool:
+        """There is something to close."""
+        return not self.closed and (bool(self._busy) or not self._pool.empty)
+
+    def call(
+        self,
+        request: Request,
+        metadata: Metadata,
+        *,
+        timeout_s: float,
+        flight: _Flight | None = None,
+    ) -> Response:
+        """Send *request* and wait for its answer.
+
+        Raises:
+            EmbedKeepError: There is none.
+        """
+        ends_at = self._clock() + timeout_s
+        body = request.SerializeToString()
+
+        def left_s() -> float:
+            return max(ends_at - self._clock(), LEAST_S)
+
+        while True:
+            kept = self._take(ends_at)
+            reusable = False
+            try:
+                if flight is not None:
+                    flight.holds(kept)
+                head = kept.asking.head(request, metadata, timeout_s=left_s(), length=len(body))
+                reply = kept.connection.ask(head, body, left_s)
+                reusable = reply.reusable
+            except TimeoutError as error:
+                raise pooling.late(self._target) from error
+            except Lost as error:
+                if self.closed:
+                    raise Unavailable(CLOSED) from error
+                if not kept.used or error.begun:
+                    self._failed(kept.address)
+                    raise pooling.lost(self._target, error) from error
+                # It was closed while nobody used it, and its like with it: that is no failure.
+                with self._lock:
+                    self._pool.drop(kept.address)
+            else:
+                return answer_of(reply, request, target=self._target)
+            finally:
+                if flight is not None:
+                    flight.holds(None)
+                self._give_back(kept, reusable=reusable)
+
+    def begin(
+        self,
+        request: Request,
+        metadata: Metadata,
+        *,
+        timeout_s: float,
+        landed: Callable[[], None],
+    ) -> _Flight:
+        """Send *request* in another thread.
+
+        Args:
+            landed: Called, in any thread, once the answer or the error is there.
+        """
+        with self._lock:
+            if self.closed:
+                raise Unavailable(CLOSED)
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(MAX_THREADS, "embedkeep-http")
+        flight = _Flight()
+        flight.answer = self._threads.submit(
+            self.call, request, metadata, timeout_s=timeout_s, flight=flight
+        )
+        flight.answer.add_done_callback(lambda _: landed())
+        return flight
+
+    def close(self) -> None:
+        """Close all connections; calls under way raise Unavailable."""
+        with self._lock:
+            self.closed = True
+            self._pool.drop_all()
+            ended = [*self._pool.over(), *self._busy]
+            threads = self._threads
+        for kept in ended:
+            kept.connection.end()
+        if threads is not None:
+            threads.shutdown(wait=False)
+
+    def _take(self, ends_at: float) -> _Kept:
+        """A connection to the next node that has one or can be dialled."""
+        if self._pid != os.getpid():
+            self._forked()
+        why: object = "its name cannot be looked up"
+        context = None if self._contexts is None else self._contexts.newest()
+        for address in self._addresses(ends_at):
+            with self._lock:
+                if self.closed:
+                    raise Unavailable(CLOSED)
+                kept = self._pool.take(address, context, self._clock())
+                if kept is not None:
+                    self._busy.add(kept)
+                    return kept
+            try:
+                return self._dial(address, context, ends_at)
+            except OSError as error:
+                self._failed(address)
+                why = f"{address.ip}:{address.origin.port}: {error}"
+                if self._clock() >= ends_at:
+                    raise pooling.late(self._target) from error
+        raise pooling.unreachable(self._target, why)
+
+    def _dial(self, address: Address, context: ssl.SSLContext | None, ends_at: float) -> _Kept:
+        now = self._clock()
+        timeout_s = max(min(ends_at - now, pooling.DIAL_S), LEAST_S)
+        wire = socket.create_connection((address.ip, address.origin.port), timeout=timeout_s)
+        try:
+            pooling.prepare(wire)
+            if context is not None:
+                wire = context.wrap_socket(
+                    wire, server_hostname=self._server_name or address.origin.host
+                )
+        except BaseException:
+            wire.close()
+            raise
+        kept = Kept(
+            connection=_Connection(wire),
+            address=address,
+            asking=self._askings[address.origin],
+            context=context,
+            opened_at=now,
+            idle_since=now,
+        )
+        with self._lock:
+            self._rotation.worked(address)
+            if not self.closed:
+                self._busy.add(kept)
+                return kept
+        kept.connection.end()
+        raise Unavailable(CLOSED)
+
+    def _addresses(self, ends_at: float) -> list[Address]:
+        """In the order in which they are to be tried. The first call waits for their names."""
+        with self._lock:
+            now = self._clock()
+            looking_up = self._looking_up
+            if looking_up is None and self._rotation.due(now):
+                looking_up = self._looking_up = threading.Event()
+                threading.Thread(  # whose wait for a name server nothing can cut short
+                    target=self._look_up, args=(looking_up,), name="embedkeep-names", daemon=True
+                ).start()
+            if (order := self._rotation.order(now)) or looking_up is None:
+                return order
+        if not looking_up.wait(max(ends_at - now, LEAST_S)):
+            raise pooling.late(self._target)
+        with self._lock:
+            return self._rotation.order(now)
+
+    def _look_up(self, done: threading.Event) -> None:
+        for origin in self._rotation.names:
+            try:
+                found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+            except OSError:
+                found = []
+            with self._lock:
+                if found:
+                    self._rotation.found(origin, [str(each[4][0]) for each in found])
+                else:
+                    self._rotation.unknown(self._clock())
+        with self._lock:
+            self._looking_up = None
+        done.set()
+
+    def _failed(self, address: Address) -> None:
+        with self._lock:
+            self._rotation.failed(address, self._clock())
+            self._pool.drop(address)
+        if self._contexts is not None:
+            self._contexts.doubt()
+
+    def _give_back(self, kept: _Kept, *, reusable: bool) -> None:
+        with self._lock:
+            self._busy.discard(kept)
+            if reusable and not self.closed:
+                self._pool.put(kept, self._clock())
+                over = self._pool.over()
+            else:
+                over = [*self._pool.over(), kept]
+        for each in over:
+            each.connection.end()
+
+    def _forked(self) -> None:
+        """What the parent has open is the parent's."""
+        self._pool.drop_all()
+        for kept in (*self._pool.over(), *self._busy):
+            kept.connection.leave()
+        self._reset()

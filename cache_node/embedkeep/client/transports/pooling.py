@@ -1,0 +1,127 @@
+"""Connections that are kept between requests; what both HTTP transports say, and their bounds."""
+
+import socket
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from embedkeep.client.transports.messages import Asking
+from embedkeep.client.transports.rotation import Address
+from embedkeep.errors import DeadlineExceeded, Unavailable
+
+IDLE_S: Final = 50.0
+"""How long a connection is kept that nobody uses: shorter than what stands between client and node
+keeps one, which is often a minute, so that hardly any request is sent into a closed one."""
+AGE_S: Final = 300.0
+"""How long one is used: how late a new certificate is shown, and a new node gets its share."""
+DIAL_S: Final = 3.0
+"""How long one address is tried: a lost packet is sent again after 1 s."""
+SMALL_BYTES: Final = 64 << 10
+"""A body below it is copied behind its head, to go out in one piece."""
+
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2))
+"""A node that vanished without a word is noticed within 40 s, also by a request that waits long."""
+
+LEAST_S: Final = 0.001
+"""A socket's timeout of 0 would mean not to wait at all."""
+
+ConnectionT = TypeVar("ConnectionT")
+
+
+class Lost(Exception):  # it ends no call by itself
+    """A connection ended.
+
+    Args:
+        begun: Something of the answer had come.
+    """
+
+    def __init__(self, why: object, *, begun: bool) -> None:
+        super().__init__(str(why))
+        self.begun = begun
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Kept(Generic[ConnectionT]):
+    """A connection."""
+
+    connection: ConnectionT
+    address: Address
+    asking: Asking
+    context: object
+    """Made with these certificates."""
+    opened_at: float
+    idle_since: float
+    used: bool = False
+    """It has answered before, so the node may have closed it since."""
+
+
+class Pool(Generic[ConnectionT]):
+    """Connections that nobody uses now. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Address, list[Kept[ConnectionT]]] = {}
+        self._over: list[Kept[ConnectionT]] = []
+
+    def take(self, address: Address, context: object, now: float) -> Kept[ConnectionT] | None:
+        """The one that was used last; None: a new one is to be made."""
+        idle = self._idle.get(address)
+        while idle:
+            kept = idle.pop()
+            if (
+                kept.context is context
+                and now - kept.idle_since < IDLE_S
+                and now - kept.opened_at < AGE_S
+            ):
+                return kept
+            self._over.append(kept)
+        return None
+
+    def put(self, kept: Kept[ConnectionT], now: float) -> None:
+        """It has answered."""
+        kept.used, kept.idle_since = True, now
+        idle = self._idle.setdefault(kept.address, [])
+        while idle and now - idle[0].idle_since >= IDLE_S:
+            self._over.append(idle.pop(0))
+        idle.append(kept)
+
+    def drop(self, address: Address) -> None:
+        """None of that address can be trusted any more."""
+        self._over += self._idle.pop(address, [])
+
+    def drop_all(self) -> None:
+        """Keep none."""
+        for address in list(self._idle):
+            self.drop(address)
+
+    def over(self) -> list[Kept[ConnectionT]]:
+        """Those to close now; each is given out once."""
+        over, self._over = self._over, []
+        return over
+
+    @property
+    def empty(self) -> bool:
+        """There is nothing to close."""
+        return not any(self._idle.values())
+
+
+def prepare(wire: socket.socket) -> None:
+    """Have small requests leave at once, and a silent node noticed."""
+    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if (option := getattr(socket, name, None)) is not None:  # macOS lacks some
+            wire.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def late(target: str) -> DeadlineExceeded:
+    """No answer in time."""
+    return DeadlineExceeded(f"{target}: no answer within the call's time")
+
+
+def unreachable(target: str, why: object) -> Unavailable:
+    """No address could be dialled."""
+    return Unavailable(f"{target}: no node can be reached: {why}")
+
+
+def lost(target: str, why: object) -> Unavailable:
+    """The connection ended before the answer was there."""
+    return Unavailable(f"{target}: the connection was lost: {why}")
