@@ -1,3 +1,6 @@
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,19 +8,33 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedkeep.keys import KEY_BYTES, Key
-from embedkeep.records import HEADER_BYTES, CorruptRecord, Entry, Vector, decode, encode
+from embedkeep.records import (
+    FLAG_IMPORTED,
+    FLAG_TRUNCATED,
+    HEADER_BYTES,
+    CorruptRecord,
+    Entries,
+    Entry,
+    Vector,
+    decode,
+    decode_all,
+    encode,
+)
 
 KEY = Key(bytes(range(KEY_BYTES)))
 
 keys = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES).map(Key)
 # Every bit pattern, NaNs with payloads and denormals among them.
 vectors = arrays.arrays(np.uint32, st.integers(1, 64)).map(lambda bits: bits.view(np.float32))
+pairs = arrays.arrays(np.uint32, 2).map(lambda bits: bits.view(np.float32))
 entries = st.builds(
     Entry,
     vector=vectors,
     tokens=st.integers(0, 2**32 - 1),
     truncated=st.booleans(),
     device_ns=st.integers(0, 2**64 - 1),
+    born_s=st.integers(0, 2**32 - 1),
+    imported=st.booleans(),
 )
 
 
@@ -104,3 +121,54 @@ def test_records_are_those_of_earlier_versions() -> None:
     )
 
     assert encode(KEY, entry(1.0, -2.5)) == expected
+
+
+def told(entry: Entry) -> tuple[bytes, int, bool, int, int, bool]:
+    """All that an entry says."""
+    return (
+        entry.vector.tobytes(),
+        entry.tokens,
+        entry.truncated,
+        entry.device_ns,
+        entry.born_s,
+        entry.imported,
+    )
+
+
+@given(data=st.data(), dimensions=st.integers(1, 8))
+def test_a_batch_is_decoded_as_its_records_one_by_one(data: st.DataObject, dimensions: int) -> None:
+    """Among them what is not there, another program's, another key's, and damaged ones."""
+    asked, records = list[Key](), list[object]()
+    for kept in data.draw(st.lists(entries, max_size=6)):
+        key = data.draw(keys)
+        whole = encode(key, kept)
+        damaged = bytearray(whole)
+        damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(0, 255))
+        asked.append(key)
+        records.append(data.draw(st.sampled_from([whole, whole, bytes(damaged), None, 7, b""])))
+        dimensions = data.draw(st.sampled_from([dimensions, len(kept.vector)]))
+
+    places, found = decode_all(asked, records, dimensions=dimensions)
+
+    one_by_one: dict[int, object] = {}
+    for place, (key, record) in enumerate(zip(asked, records, strict=True)):
+        if isinstance(record, bytes):
+            with contextlib.suppress(CorruptRecord):
+                one_by_one[place] = told(decode(key, record, dimensions=dimensions))
+    assert dict(zip(places, map(told, found), strict=True)) == one_by_one
+    assert found.vectors.shape == (len(places), dimensions)
+
+
+@given(kept=st.lists(st.builds(replace, entries, vector=pairs), max_size=5))
+def test_columns_say_what_their_entries_do(kept: list[Entry]) -> None:
+    _, found = decode_all([KEY] * len(kept), [encode(KEY, each) for each in kept], dimensions=2)
+
+    assert found.tokens == [each.tokens for each in kept]
+    assert found.device_ns == sum(each.device_ns for each in kept)
+    for flag, marked in (
+        (FLAG_TRUNCATED, [each.truncated for each in kept]),
+        (FLAG_IMPORTED, [each.imported for each in kept]),
+    ):
+        assert found.marked(flag) == [at for at, mark in enumerate(marked) if mark]
+    twice = Entries.joined([found, found.take(range(len(kept)))], dimensions=2)
+    assert list(map(told, twice)) == [told(each) for each in kept] * 2
