@@ -10,8 +10,8 @@ What lives here, from the edge inwards:
 - `trips`, `flights`: how keys that memory misses are answered; one computation for many callers.
 - `agreement`, `forgetting`: what nodes hear of one another through Valkey, and how they tell there
   what is withdrawn.
-- `arena`, `keytable`, `eviction`: L1, the node's memory.
-- `tiers`, `tier`, `connection`, `breaker`: the Valkey beside the node.
+- `memory`, `arena`, `keytable`, `eviction`: L1, the node's memory.
+- `tiers`, `tier`, `commands`, `connection`, `breaker`: the Valkey beside the node.
 - `shards`, `slots`: all Valkeys of a cluster as one tier; whose a key is.
 - `peers`, `hops`, `hosting`: the way to the other nodes, what is asked of them, and what this node
   does for them.

@@ -22,20 +22,20 @@ from embedkeep.errors import (
     NotCached,
 )
 from embedkeep.keys import TAG_BYTES, Key
-from embedkeep.node.arena import Arena
 from embedkeep.node.embedders import Embedders, Outcome
 from embedkeep.node.exchange import Answer, Asked, Request, faults
 from embedkeep.node.flights import Boarding, wait_for
 from embedkeep.node.forgetting import delete, start_epoch, tell
 from embedkeep.node.imports import Landings
 from embedkeep.node.keytable import MISSING, Slots
+from embedkeep.node.memory import Memory
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.peers import Peers
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
 from embedkeep.node.tiers import Tier
 from embedkeep.node.trips import Hosted, Trips, ended
-from embedkeep.records import Entries, Entry
+from embedkeep.records import Entry
 
 ANSWER_MARGIN_S: Final = 0.05
 """Left of a deadline to send what is there; a fifth of it where it is short."""
@@ -66,48 +66,35 @@ class Cache:
         config: NodeConfig,
         clock_ms: Callable[[], int],
     ) -> None:
-        self._tenants = tenants
         self._metrics = metrics
         self._limits = config.limits
-        self._l1_bytes = config.l1_bytes
-        self._ttl_s = config.valkey.ttl_s if config.valkey is not None else None
         self._clock_ms = clock_ms
+        self._memory = Memory(tenants=tenants, metrics=metrics, config=config, clock_ms=clock_ms)
+        self.adopt = self._memory.adopt
         self._trips = Trips(
             embedders=embedders,
             metrics=metrics,
             config=config,
-            keep=self._keep,
+            keep=self._memory.keep,
             learn=lambda asked, epoch: self.learn(asked.tenant, epoch=epoch, forgotten=0),
         )
         self.compute = self._trips.compute
         self.landings = Landings()
         """What imports are about to store."""
-        self._arena: Arena | None = None
         self.tier: Tier | None = None
         """None: no Valkey."""
         self.peers: Peers | None = None
         """None: this node is alone."""
-        self.space: Space | None = None
+
+    @property
+    def space(self) -> Space | None:
         """Which model's vectors are held; None: none was agreed yet."""
-        metrics.entries.labels("l1").set_function(lambda: len(self._arena or ()))
-        metrics.bytes.labels("l1").set_function(
-            lambda: len(self._arena) * self._arena.slot_bytes if self._arena else 0
-        )
+        return self._memory.space
 
     def connect(self, tier: Tier, peers: Peers | None) -> None:
         """Use these from now on; called once by the owner, before the first request."""
         self.tier = self._trips.tier = tier
         self.peers = self._trips.peers = peers
-
-    def adopt(self, space: Space) -> None:
-        """Serve *space* from now on; what L1 held of another is dropped."""
-        self.space = space
-        self._arena = Arena(
-            nbytes=self._l1_bytes,
-            dimensions=space.dimensions,
-            tenants=[partition.tag for partition in self._tenants.partitions],
-            ttl_s=self._ttl_s,
-        )
 
     async def close(self) -> None:
         """End what is on its way."""
@@ -122,10 +109,10 @@ class Cache:
         """
         started = time.perf_counter()
         wait_s = timeout_s - min(ANSWER_MARGIN_S, timeout_s / 5)
-        space, arena = self._serving()
+        space = self.serving()
         asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         answer = Answer.empty(len(request.texts), space, tenant.epoch)
-        if missing := self._look_up(asked, answer, arena):
+        if missing := self._look_up(asked, answer):
             await self._await(asked, answer, missing, wait_s)
         self._count(answer, time.perf_counter() - started)
         if len(answer.errors) == len(request.texts):
@@ -191,7 +178,7 @@ class Cache:
         Raises:
             EmbedderUnavailable: Nothing is served yet.
         """
-        space, arena = self._serving()
+        space = self.serving()
         asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         named = partial(tenant.keys, fingerprint=space.fingerprint, prompt=request.prompt)
         found: dict[int, tuple[Outcome, Result]] = {
@@ -200,9 +187,9 @@ class Cache:
         }
         indices = [index for index in range(len(request.texts)) if index not in found]
         keys = named().keys(request.texts[index] for index in indices)
-        slots = self._find(keys, asked, arena)
+        slots = self._find(keys, asked)
         at = np.flatnonzero(slots != MISSING).tolist()
-        for place, entry in zip(at, arena.read(slots[at]), strict=True):
+        for place, entry in zip(at, self._memory.read(slots[at]), strict=True):
             found[indices[place]] = entry, Result.L1
         flying = {
             index: key for index, key in zip(indices, keys, strict=True) if index not in found
@@ -218,8 +205,7 @@ class Cache:
 
     def epoch_moved(self, tenant: Partition) -> None:
         """Drop what L1 holds of a partition, and withdraw what is on its way."""
-        if self._arena is not None:
-            self._arena.remove_tenant(tenant.tag)
+        self._memory.drop_tenant(tenant.tag)
         self._withdraw(lambda key: key[TAG_BYTES : 2 * TAG_BYTES] == tenant.tag)
 
     def serving(self) -> Space:
@@ -228,11 +214,15 @@ class Cache:
         Raises:
             EmbedderUnavailable: No embedder was seen yet.
         """
-        return self._serving()[0]
+        if self.space is None:
+            raise EmbedderUnavailable(
+                "no embedder was seen yet, so there is nothing to serve", retry_after_s=1.0
+            )
+        return self.space
 
     async def present(self, keys: Sequence[Key], space: Space) -> set[Key]:
         """Those of *keys* that are cached, as far as can be told in time."""
-        held = {key for key in keys if self._arena is not None and key in self._arena}
+        held = {key for key in keys if key in self._memory}
         rest = [key for key in keys if key not in held]
         found = await self._trips.read(rest, space)
         return held.union(rest[place] for place in found.places)
@@ -264,17 +254,10 @@ class Cache:
                 if self.peers is not None:
                     self.epoch_moved(tenant)  # as in `forget`
         for key, entry in entries.items():
-            self._put(key, entry, tenant)
+            self._memory.put(key, entry, tenant.tag)
         return len(entries)
 
-    def _serving(self) -> tuple[Space, Arena]:
-        if self.space is None or self._arena is None:
-            raise EmbedderUnavailable(
-                "no embedder was seen yet, so there is nothing to serve", retry_after_s=1.0
-            )
-        return self.space, self._arena
-
-    def _look_up(self, asked: Asked, answer: Answer, arena: Arena) -> Missing:
+    def _look_up(self, asked: Asked, answer: Answer) -> Missing:
         """Answer what L1 holds; the rest is missing. Does not wait."""
         request = asked.request
         keyspace = asked.tenant.keys(fingerprint=asked.space.fingerprint, prompt=request.prompt)
@@ -286,15 +269,17 @@ class Cache:
             indices = [index for index in indices if index not in answer.errors]
             texts = [texts[index] for index in indices]
         keys = keyspace.keys(texts)
-        slots = self._find(keys, asked, arena)
+        slots = self._find(keys, asked)
         found = slots != MISSING
         hits = np.count_nonzero(found)
         if hits == len(keys):
-            answer.take_all(indices, arena.read(slots), Result.L1)
+            answer.take_all(indices, self._memory.read(slots), Result.L1)
             return {}
         if hits:
             taken = np.flatnonzero(found).tolist()
-            answer.take_all([indices[at] for at in taken], arena.read(slots[found]), Result.L1)
+            answer.take_all(
+                [indices[at] for at in taken], self._memory.read(slots[found]), Result.L1
+            )
         absent = np.flatnonzero(~found).tolist()
         missing: Missing = {keys[at]: [indices[at]] for at in absent}
         if len(missing) < len(absent):  # some text stands there twice
@@ -303,11 +288,11 @@ class Cache:
                 missing[keys[at]].append(indices[at])
         return missing
 
-    def _find(self, keys: Sequence[Key], asked: Asked, arena: Arena) -> Slots:
+    def _find(self, keys: Sequence[Key], asked: Asked) -> Slots:
         """Where L1 holds each key; nowhere where a fresh answer is wanted."""
         if asked.request.fresh:
             return np.full(len(keys), MISSING, np.int32)
-        return arena.find(keys, now_s=self._clock_ms() // 1000)
+        return self._memory.find(keys)
 
     async def _await(self, asked: Asked, answer: Answer, missing: Missing, wait_s: float) -> None:
         """Answer what flies already, then what Valkey holds, then the rest by flights of its own.
@@ -343,7 +328,7 @@ class Cache:
             found = await self._trips.read(keys, asked.space, timeout_s=wait_s)
         hits = [keys[place] for place in found.places]
         if asked.request.store:
-            self._keep_all(hits, found.entries, asked, but=reading.withdrawn)
+            self._memory.keep_all(hits, found.entries, asked, but=reading.withdrawn)
         waiting, entries = [wanted[key] for key in hits], found.entries
         rows = [row for mine in waiting for row in mine]
         if len(rows) > len(hits):  # some text stands there twice
@@ -358,40 +343,8 @@ class Cache:
             answer.settle(rest.pop(key), outcome, result)
         return rest
 
-    def _keep(self, key: Key, entry: Entry, asked: Asked) -> bool:
-        """Keep *entry* in L1, unless tenant or model have moved on; whether they have not."""
-        if not self._is_current(asked):
-            return False
-        self._put(key, entry, asked.tenant)
-        return True
-
-    def _keep_all(
-        self, keys: Sequence[Key], entries: Entries, asked: Asked, *, but: AbstractSet[Key]
-    ) -> None:
-        """As `_keep`, all *but* these."""
-        if self._arena is None or not self._is_current(asked):
-            return
-        if but:
-            kept = [at for at, key in enumerate(keys) if key not in but]
-            keys, entries = [keys[at] for at in kept], entries.take(kept)
-        before = self._arena.evictions
-        self._arena.put_all(keys, entries, asked.tenant.tag)
-        self._metrics.evictions.labels("l1").inc(self._arena.evictions - before)
-
-    def _is_current(self, asked: Asked) -> bool:
-        """Neither tenant nor model have moved on."""
-        return asked.tenant.epoch == asked.epoch and self.space is asked.space
-
-    def _put(self, key: Key, entry: Entry, tenant: Partition) -> None:
-        if self._arena is not None:
-            before = self._arena.evictions
-            self._arena.put(key, entry, tenant.tag)
-            self._metrics.evictions.labels("l1").inc(self._arena.evictions - before)
-
     def _drop(self, keys: AbstractSet[Key]) -> None:
-        for key in keys:
-            if self._arena is not None:
-                self._arena.remove(key)
+        self._memory.drop(keys)
         self._withdraw(keys.__contains__)
 
     def _start_epoch(self, tenant: Partition) -> None:
