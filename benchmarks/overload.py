@@ -2,11 +2,16 @@
 
     python benchmarks/overload.py
 
-Two tenants ask a node in front of the real all-MiniLM-L6-v2; every text is new, so each is a miss.
-The victim asks for one text twenty times a second. The other one asks at half of what the embedder
-can do in calm windows, and at four times as much in a flood, whatever it is answered: 256 callers
-share that rate. What the embedder can do is measured first. Windows alternate; each tenant asks
-from a process of its own, and all share the machine.
+Two tenants ask a node; every text is new, so each is a miss. The victim asks for one text twenty
+times a second. The other one asks at half of what the embedder can do in calm windows, and at four
+times as much in a flood, whatever it is answered: 256 callers share that rate. What the embedder
+can do is measured first. Windows alternate; each tenant asks from a process of its own, and all
+share the machine.
+
+First in front of the real all-MiniLM-L6-v2, which takes whatever the cores have left; then in front
+of an embedder that sleeps as long as a device would compute, so that cores are not what is short.
+Beside the victim a third process calls a bare gRPC server as often: what a call costs on this
+machine at that moment, whoever answers it.
 """
 
 import asyncio
@@ -42,6 +47,10 @@ TIMEOUT_S: Final = 10.0
 WARM_S: Final = 2.0
 MAX_CALLS: Final = 64
 MAX_PENDING: Final = 256
+VICTIM: Final = "victim"
+FLOODING: Final = "flood"
+BARE: Final = "bare call"
+"""Who asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class Part:
 class Row:
     """Medians over the windows of one kind."""
 
+    model: str
     window: str
     tenant: str
     asked_per_s: float
@@ -81,48 +91,79 @@ class Row:
     failed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What became of all with one model behind the node."""
+
+    rows: Sequence[Row]
+    rose: Sequence[float]
+    """The victim's p99 in each flood, to that in the calm window before it."""
+    bare_rose: Sequence[float]
+    """The same of a bare call."""
+    rss_mib: Mapping[str, float]
+    """Of the node: before, and at most."""
+
+
+Parts = dict[tuple[str, str, float], list[Part]]
+"""By window, tenant and calls a second."""
+
+
 def main() -> None:
     """Measure, and write results/overload.json and the page's table."""
     quick = arguments(__doc__).quick
     place = draft() if quick else COMMITTED
     rounds, seconds = (1, 4.0) if quick else (5, 10.0)
-    with Rig() as rig:
-        keys = {name: secrets.token_hex(16) for name in ("victim", "flood")}
-        for name, key in keys.items():
-            (rig.folder / name).write_text(key)
-        (rig.folder / "secret").write_bytes(secrets.token_bytes(32))
-        node = rig.node(
-            rig.minilm().grpc_port,
-            rig.valkey(),
-            cluster_secret_file=rig.folder / "secret",
-            tenants=[{"name": name, "api_key_file": rig.folder / name} for name in keys],
-            limits={"max_concurrent_calls": MAX_CALLS, "max_pending_inputs": MAX_PENDING},
-        )
-        before = node.process.rss_mib()
-        with Tenants(node.address, keys) as tenants:
-            capacity = tenants.capacity(seconds)
-            parts, most = windows(node, tenants, capacity, rounds=rounds, seconds=seconds)
-    rows = [row(*kind, found) for kind, found in parts.items()]
-    rose = ratios(parts)
-    place.save(
-        "overload",
-        rows=list(map(asdict, rows)),
-        p99_flood_to_calm=rose,
-        node_rss_mib={"before": before, "most": most},
-    )
-    text = page(rows, rose, before, most)
+    found: dict[str, Found] = {}
+    for model in ("all-MiniLM-L6-v2", "sleeping"):
+        with Rig() as rig:
+            real = model != "sleeping"
+            port = rig.minilm().grpc_port if real else rig.sleeping()
+            found[model] = measured(rig, port, model, rounds=rounds, seconds=seconds)
+    place.save("overload", found={model: asdict(each) for model, each in found.items()})
+    text = page(found)
     place.write("overload", text)
     print(text)
 
 
-class Tenants:
-    """A process for each tenant, which asks as it is told."""
+def measured(rig: Rig, embedder_port: int, model: str, *, rounds: int, seconds: float) -> Found:
+    """Calm and flood in turns, in front of one embedder."""
+    keys = {name: secrets.token_hex(16) for name in (VICTIM, FLOODING)}
+    for name, key in keys.items():
+        (rig.folder / name).write_text(key)
+    (rig.folder / "secret").write_bytes(secrets.token_bytes(32))
+    node = rig.node(
+        embedder_port,
+        rig.valkey(),
+        cluster_secret_file=rig.folder / "secret",
+        tenants=[{"name": name, "api_key_file": rig.folder / name} for name in keys],
+        limits={"max_concurrent_calls": MAX_CALLS, "max_pending_inputs": MAX_PENDING},
+    )
+    before = node.process.rss_mib()
+    asked = {name: (node.address, key) for name, key in keys.items()}
+    asked[BARE] = (f"127.0.0.1:{rig.sleeping(bare=True)}", "none")
+    with Tenants(asked) as tenants:
+        capacity = tenants.capacity(seconds)
+        parts, most = windows(node, tenants, capacity, rounds=rounds, seconds=seconds)
+    return Found(
+        rows=[row(model, *kind, each) for kind, each in parts.items()],
+        rose=ratios(parts, VICTIM),
+        bare_rose=ratios(parts, BARE),
+        rss_mib={"before": before, "most": most},
+    )
 
-    def __init__(self, address: str, keys: Mapping[str, str]) -> None:
+
+class Tenants:
+    """A process for each tenant, which asks as it is told.
+
+    Args:
+        asked: By tenant, the address that it asks and its key.
+    """
+
+    def __init__(self, asked: Mapping[str, tuple[str, str]]) -> None:
         context = multiprocessing.get_context("spawn")
         self._links: dict[str, Connection] = {}
         self._processes: list[multiprocessing.process.BaseProcess] = []
-        for name, key in keys.items():
+        for name, (address, key) in asked.items():
             self._links[name], theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, address, key), daemon=True)
             process.start()
@@ -147,31 +188,33 @@ class Tenants:
 
     def capacity(self, seconds: float) -> float:
         """Texts a second that the node answers where all are new."""
-        self.begin("flood", Asking(CAPACITY_CALLERS, 0.0, time.time() + WARM_S))
-        self.end("flood")
-        self.begin("flood", Asking(CAPACITY_CALLERS, 0.0, time.time() + seconds))
-        found = len(self.end("flood").answered_s) / seconds
+        self.begin(FLOODING, Asking(CAPACITY_CALLERS, 0.0, time.time() + WARM_S))
+        self.end(FLOODING)
+        self.begin(FLOODING, Asking(CAPACITY_CALLERS, 0.0, time.time() + seconds))
+        found = len(self.end(FLOODING).answered_s) / seconds
         say(f"capacity: {found:.0f} texts a second")
         return found
 
 
 def windows(
     node: Node, tenants: Tenants, capacity: float, *, rounds: int, seconds: float
-) -> tuple[dict[tuple[str, str, float], list[Part]], float]:
-    """All windows, by kind, tenant and texts a second; and the node's most memory, MiB."""
-    parts: dict[tuple[str, str, float], list[Part]] = {}
+) -> tuple[Parts, float]:
+    """All windows, and the node's most memory, MiB."""
+    parts: Parts = {}
     most = 0.0
     for number in range(rounds + 1):
         for window, load in (("calm", CALM), ("flood", FLOOD)):
             say(f"round {number} of {rounds}: {window}")
             rate = load * capacity
             until = time.time() + seconds
-            tenants.begin("flood", Asking(CALLERS, CALLERS / rate, until))
-            tenants.begin("victim", Asking(1, VICTIM_EVERY_S, until))
+            tenants.begin(FLOODING, Asking(CALLERS, CALLERS / rate, until))
+            for name in (VICTIM, BARE):
+                tenants.begin(name, Asking(1, VICTIM_EVERY_S, until))
             while time.time() < until:
                 time.sleep(0.2)
                 most = max(most, node.process.rss_mib())
-            for name, asked in (("victim", 1 / VICTIM_EVERY_S), ("flood", round(rate))):
+            once = 1 / VICTIM_EVERY_S
+            for name, asked in ((VICTIM, once), (FLOODING, round(rate)), (BARE, once)):
                 part = tenants.end(name)
                 if number:  # the first round warms up
                     parts.setdefault((window, name, asked), []).append(part)
@@ -224,10 +267,11 @@ async def ask(address: str, key: str, asking: Asking, numbers: "itertools.count[
     return Part(answered_s=answered, refused_s=refused, failed=failed)
 
 
-def row(window: str, tenant: str, asked: float, parts: Sequence[Part]) -> Row:
+def row(model: str, window: str, tenant: str, asked: float, parts: Sequence[Part]) -> Row:
     """Medians over windows."""
     refused = [part.refused_s for part in parts if part.refused_s]
     return Row(
+        model=model,
         window=window,
         tenant=tenant,
         asked_per_s=asked,
@@ -246,21 +290,20 @@ def quantile_ms(seconds: Sequence[float], part: float) -> float:
     return round(float(np.quantile(seconds, part)) * 1e3, 2) if seconds else float("nan")
 
 
-def ratios(parts: dict[tuple[str, str, float], list[Part]]) -> list[float]:
-    """The victim's p99 in each flood, to that in the calm window before it."""
+def ratios(parts: Parts, tenant: str) -> list[float]:
+    """The tenant's p99 in each flood, to that in the calm window before it."""
+    once = 1 / VICTIM_EVERY_S
     return [
         round(quantile_ms(flood.answered_s, 0.99) / quantile_ms(calm.answered_s, 0.99), 2)
         for calm, flood in zip(
-            parts["calm", "victim", 1 / VICTIM_EVERY_S],
-            parts["flood", "victim", 1 / VICTIM_EVERY_S],
-            strict=True,
+            parts["calm", tenant, once], parts["flood", tenant, once], strict=True
         )
     ]
 
 
-def page(rows: Sequence[Row], rose: Sequence[float], before: float, most: float) -> str:
+def page(found: Mapping[str, Found]) -> str:
     """The table, and what it says."""
-    head = ("window", "tenant", "asked/s", "answered", "p50, ms", "p99, ms", "refused",
+    head = ("model", "window", "tenant", "asked/s", "answered", "p50, ms", "p99, ms", "refused",
             "refusal p50, ms", "refusal p99, ms", "failed")  # fmt: skip
 
     def said(number: float | None) -> str:
@@ -268,18 +311,25 @@ def page(rows: Sequence[Row], rose: Sequence[float], before: float, most: float)
 
     lines = [
         (
-            each.window, each.tenant, f"{each.asked_per_s:,.0f}", f"{each.answered:,}",
+            each.model, each.window, each.tenant, f"{each.asked_per_s:,.0f}", f"{each.answered:,}",
             said(each.answered_p50_ms), said(each.answered_p99_ms), f"{each.refused:,}",
             said(each.refused_p50_ms), said(each.refused_p99_ms), str(each.failed),
         )
-        for each in rows
+        for one in found.values()
+        for each in one.rows
     ]  # fmt: skip
-    said_of_p99 = (
-        f"The victim's p99 in a flood to that in the calm before it: median {median(rose):.2f}"
-        f" (of {', '.join(map(str, rose))}). The node's memory: {before:.0f} MiB before,"
-        f" {most:.0f} MiB at most."
-    )
-    return f"{table(head, lines)}\n\n{said_of_p99}"
+    words = [
+        f"In front of {model}, the p99 in a flood to that in the calm before it: the victim's"
+        f" {of(each.rose)}, a bare call's {of(each.bare_rose)}. The node's memory:"
+        f" {each.rss_mib['before']:.0f} MiB before, {each.rss_mib['most']:.0f} MiB at most."
+        for model, each in found.items()
+    ]
+    return "\n\n".join([table(head, lines), *words])
+
+
+def of(ratios: Sequence[float]) -> str:
+    """Their median, and all of them."""
+    return f"{median(ratios):.2f} (median of {', '.join(map(str, ratios))})"
 
 
 if __name__ == "__main__":

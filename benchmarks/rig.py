@@ -315,6 +315,18 @@ class Rig:
         _until_serving(process, f"127.0.0.1:{ports['grpc']}")
         return Embedder(ports["grpc"], ports["metrics"], process)
 
+    def sleeping(self, *, bare: bool = False) -> int:
+        """The gRPC port of an embedder that takes no core, or of a bare server; see sleeping.py."""
+        self._number += 1
+        announce = self.folder / f"sleeping-{self._number}.json"
+        process = self.start(
+            "sleeping", sys.executable, HERE / "sleeping.py", "--announce", announce,
+            *(["--bare"] if bare else []),
+        )  # fmt: skip
+        port = _announced(process, announce)["grpc"]
+        _until_serving(process, f"127.0.0.1:{port}")
+        return port
+
     def serve_http(
         self,
         name: str,
