@@ -38,11 +38,20 @@ def tap() -> Tap:
 
 
 @pytest.fixture
-async def node(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
+def node_fields() -> dict[str, object]:
+    """Of the node's config, beside what `node` gives it; for a module of tests to say otherwise."""
+    return {}
+
+
+@pytest.fixture
+async def node(
+    tap: Tap, store: Valkey, tmp_path: Path, node_fields: dict[str, object]
+) -> AsyncIterator[Node]:
     """A node with an open Valkey tier and a tapped embedder."""
+    valkey = {"port": store.port}
     async with (
         serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port})) as started,
+        running(node_config(tmp_path, port, valkey=valkey, **node_fields)) as started,
     ):
         await started.until_tier("valkey", serving=True)
         yield started

@@ -2,7 +2,6 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ from langchain_classic.storage import LocalFileStore
 from langchain_core.embeddings import Embeddings
 
 from embedkeep.cli.importing import import_
-from support.node import Node, node_config, running, sources
-from support.tap import Tap, serve_tap
+from support.node import Node, sources
+from support.tap import Tap
 from support.valkey import Valkey
 
 with warnings.catch_warnings():
@@ -46,13 +45,8 @@ def tap() -> Tap:
 
 
 @pytest.fixture
-async def node(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port}, imports=True)) as started,
-    ):
-        await started.until_tier("valkey", serving=True)
-        yield started
+def node_fields() -> dict[str, object]:
+    return {"imports": True}
 
 
 async def imported(node: Node, *arguments: str) -> None:

@@ -1,8 +1,5 @@
 """Both clients' `import_pairs`, against a real node and against one with faults."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import grpc
 import numpy as np
 import pytest
@@ -12,9 +9,8 @@ from embedkeep.errors import InvalidInput, InvalidRequest, InvalidVector, ModelD
 from support.clients import KINDS, Kind
 from support.fake_node import DIMENSIONS, FakeNode, Refusal
 from support.fake_node import running as running_fake
-from support.node import Node, node_config, running
-from support.tap import Tap, serve_tap
-from support.valkey import Valkey
+from support.node import Node
+from support.tap import Tap
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -25,13 +21,8 @@ def tap() -> Tap:
 
 
 @pytest.fixture
-async def node(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port}, imports=True)) as started,
-    ):
-        await started.until_tier("valkey", serving=True)
-        yield started
+def node_fields() -> dict[str, object]:
+    return {"imports": True}
 
 
 def made(texts: list[str]) -> NDArray[np.float32]:

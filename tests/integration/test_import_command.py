@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from embedkeep.errors import EmbedKeepError, InvalidConfig, InvalidRequest, Inva
 from embedkeep.v1 import cache_pb2
 from support.node import Node, node_config, running, sources, until
 from support.tap import DIMENSIONS, Tap, serve_tap
-from support.valkey import Valkey
 
 
 @pytest.fixture
@@ -28,13 +26,8 @@ def tap() -> Tap:
 
 
 @pytest.fixture
-async def node(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port}, imports=True)) as started,
-    ):
-        await started.until_tier("valkey", serving=True)
-        yield started
+def node_fields() -> dict[str, object]:
+    return {"imports": True}
 
 
 @pytest.fixture

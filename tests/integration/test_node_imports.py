@@ -1,7 +1,6 @@
 """Import, through a real node and a real Valkey: what it takes, what it refuses, what it undoes."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -22,13 +21,8 @@ def tap() -> Tap:
 
 
 @pytest.fixture
-async def node(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port}, imports=True)) as started,
-    ):
-        await started.until_tier("valkey", serving=True)
-        yield started
+def node_fields() -> dict[str, object]:
+    return {"imports": True}
 
 
 def made(*texts: str, prompt: str = "") -> bytes:
