@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from hypothesis import HealthCheck, settings
 from support.node import Node, node_config, running
 from support.tap import Tap, serve_tap
 from support.valkey import Valkey, valkey
+
+# A shell that starts the tests in the background has it ignored, and so would have what they start;
+# some of them interrupt that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more of the machine and its load than of what is tested.
 settings.register_profile(
