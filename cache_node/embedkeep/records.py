@@ -217,6 +217,7 @@ def _layout(dimensions: int) -> np.dtype[np.void]:
     )
 
 
+@cache
 def _form(dimensions: int) -> np.uint64:
     """A record's first 8 bytes: what is the same in all of a model."""
     head = _fields.pack(_MAGIC, _VERSION, _FLOAT32, dimensions, 0, 0, 0, 0)

@@ -69,7 +69,8 @@ class Arena:
         if self._ttl_s is not None:
             self._expire(keys, slots, now_s - self._ttl_s)
         held = slots != MISSING
-        self._notes.hit(slots if np.count_nonzero(held) == len(slots) else slots[held])
+        if count := np.count_nonzero(held):
+            self._notes.hit(slots if count == len(slots) else slots[held])
         return slots
 
     def read(self, slots: Slots) -> Entries:
@@ -95,6 +96,8 @@ class Arena:
 
     def put_all(self, keys: Sequence[Key], entries: Entries, tenant: bytes) -> None:
         """As `put`, of many at once, all different; several times as fast."""
+        if self.capacity == 0:
+            return
         if not self._make_room(keys, tenant):
             for key, entry in zip(keys, entries, strict=True):
                 self.put(key, entry, tenant)
