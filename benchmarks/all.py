@@ -43,6 +43,7 @@ SCRIPTS: Final = (
     Script("end_to_end"),
     Script("curves"),
     Script("overload"),
+    Script("upstream_answers"),
     Script("node_cpu", quick=False),
     Script("miss", quick=False),
     Script("embedder", quick=False, torch=True),

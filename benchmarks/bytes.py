@@ -56,7 +56,7 @@ def openers(rig: Rig, upstream: Upstream, valkey: Valkey) -> dict[str, Callable[
         "raw float32": peer(systems.RawMget),
         "RedisVL": peer(systems.RedisVL),
         "LangChain": peer(systems.LangChain),
-        "LiteLLM": peer(systems.LiteLLM),
+        "LiteLLM": peer(systems.SettledLiteLLM),
     }
 
 

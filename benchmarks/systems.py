@@ -5,6 +5,7 @@ parsing, no expiry to renew. Each returns what its API returns, and is not charg
 into an array. What is missing is asked of upstream.py. Imported by the callers' processes.
 """
 
+import asyncio
 import base64
 import http.client
 import os
@@ -26,6 +27,7 @@ import redis
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_community.storage import RedisStore
 from langchain_core.embeddings import Embeddings
+from litellm.caching import caching_handler
 from redisvl.extensions.cache.embeddings import EmbeddingsCache
 
 HOST: Final = "127.0.0.1"
@@ -253,6 +255,18 @@ class LiteLLM:
 
     async def close(self) -> None:
         await litellm.cache.disconnect()
+
+
+class SettledLiteLLM(LiteLLM):
+    """The same, but a call ends when its entries are written.
+
+    LiteLLM writes in tasks of its own, which stand still between the calls of a caller.
+    """
+
+    async def ask(self, texts: list[str]) -> object:
+        answer = await super().ask(texts)
+        await asyncio.gather(*caching_handler._PENDING_CACHE_WRITES)  # noqa: SLF001  # there is no other way to wait
+        return answer
 
 
 def _filled(

@@ -1,18 +1,39 @@
 """How long an upstream's answer takes to be read: base64 and decimals, by rows and dimensions.
 
-.venv/bin/python benchmarks/upstream_answers.py
+    .venv-peers/bin/python benchmarks/upstream_answers.py [--quick]
+
+Decimals hold the interpreter for themselves while they are read, so an embedder asks for no more at
+once than `MOST_DECIMALS`; what more would cost is the last line.
+
+Writes benchmarks/results/upstream_answers.json and its table in docs/benchmarks.md.
 """
 
 import base64
 import json
 import time
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from embedkeep.embedder.upstream.wires import MOST_DECIMALS, Answer, OpenAI, read
+from report import COMMITTED, draft, made_on, table
+from turns import arguments, thousands
 
-REPEATS = 5
+TRIES = 5
+"""The best of so many counts: it is the same work each time, and others only add to it."""
+SIZES = ((32, 384), (32, 1024), (MOST_DECIMALS // 1536, 1536), (2048, 1536))
+"""Rows and dimensions; the third is the largest answer of decimals that is asked for."""
 WIRE = OpenAI(model="any", dimensions=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One size of answer, in both encodings."""
+
+    rows: int
+    dimensions: int
+    base64_ms: float
+    decimals_ms: float
 
 
 def best_ms(rows: int, dimensions: int, *, decimals: bool) -> float:
@@ -27,17 +48,43 @@ def best_ms(rows: int, dimensions: int, *, decimals: bool) -> float:
     ]
     body = json.dumps({"data": data, "usage": {"total_tokens": rows}}).encode()
     times = []
-    for _ in range(REPEATS):
+    for _ in range(TRIES):
         started = time.perf_counter()
         found = read(WIRE, {}, body, inputs=rows, dimensions=dimensions)
         times.append(time.perf_counter() - started)
         if not isinstance(found, Answer) or (found.vectors != drawn).any():
             raise AssertionError("it was read wrong")
-    return 1000 * min(times)
+    return round(1000 * min(times), 2)
+
+
+def main() -> None:
+    """Measure, keep, and print."""
+    place = draft() if arguments(__doc__).quick else COMMITTED
+    rows = [
+        Row(
+            rows=count,
+            dimensions=dimensions,
+            base64_ms=best_ms(count, dimensions, decimals=False),
+            decimals_ms=best_ms(count, dimensions, decimals=True),
+        )
+        for count, dimensions in SIZES
+    ]
+    place.save("upstream_answers", rows=[asdict(row) for row in rows])
+    head = ("rows", "dimensions", "base64, ms", "decimals, ms", "decimals to base64")
+    lines = (
+        [
+            thousands(row.rows),
+            str(row.dimensions),
+            f"{row.base64_ms:.1f}",
+            f"{row.decimals_ms:.1f}",
+            f"{row.decimals_ms / row.base64_ms:.0f}",
+        ]
+        for row in rows
+    )
+    text = "\n\n".join([table(head, lines), made_on({})])
+    place.write("upstream_answers", text)
+    print(text)
 
 
 if __name__ == "__main__":
-    print(f"at most {MOST_DECIMALS} decimals are asked for in one request")
-    for rows, dimensions in ((32, 384), (32, 1024), (MOST_DECIMALS // 1536, 1536), (2048, 1536)):
-        plain, slow = (best_ms(rows, dimensions, decimals=each) for each in (False, True))
-        print(f"{rows:5} x {dimensions:4}: base64 {plain:7.1f} ms, decimals {slow:7.1f} ms")
+    main()
