@@ -111,7 +111,7 @@ async def embedding(
 async def test_a_tenants_text_is_in_the_next_batch_however_much_of_another_waits(
     cache: Cache,
 ) -> None:
-    """It waits for the batch under way, and for the others' texts in its own."""
+    """It waits for the batch under way, and for one text of the other in its own."""
     async with asyncio.TaskGroup() as tasks:
         flood = await flooded(cache, tasks)
 
@@ -122,7 +122,7 @@ async def test_a_tenants_text_is_in_the_next_batch_however_much_of_another_waits
     under_way, next_one, *_ = cache.first_words()
     assert under_way == [token("flood")]
     assert token("mine") in next_one
-    assert len(next_one) == BATCH
+    assert len(next_one) <= 2 < BATCH
     assert victim.result() == "embedder"
     assert [call.result() for call in flood].count("embedder") == MAX_CALLS // 2
 

@@ -185,6 +185,26 @@ def test_a_flow_that_asks_seldom_waits_for_one_text_of_each_other_and_for_the_ba
         assert -1 in [item.payload for row in rows for item in row.waiters]
 
 
+def test_a_single_text_does_not_wait_for_a_batch_filled_up_with_a_crowds() -> None:
+    schedule = a_schedule()
+    put(schedule, *(an_item(flow=b"busy", tokens=30) for _ in range(100)))
+    taken(schedule)
+    put(schedule, an_item(1, flow=b"quiet", tokens=30), an_item(2, flow=b"as quiet", tokens=30))
+
+    batches = [[item.payload for item in taken(schedule)] for _ in range(2)]
+
+    assert batches == [[1, 2], [0] * 8]
+
+
+def test_a_batch_is_filled_up_where_all_that_waits_fits() -> None:
+    schedule = a_schedule()
+    put(schedule, *(an_item(flow=b"busy", tokens=30) for _ in range(13)))
+    taken(schedule)
+    put(schedule, an_item(1, flow=b"quiet", tokens=30))
+
+    assert sorted(item.payload for item in taken(schedule)) == [0] * 5 + [1]
+
+
 def test_a_flow_gains_nothing_by_asking_bit_by_bit() -> None:
     schedule = a_schedule()
     put(schedule, *(an_item(flow=b"patient", tokens=10) for _ in range(100)))

@@ -69,6 +69,9 @@ class _Queue(Generic[T]):
     Each flow has a start: what it was served since there was something to do, or what the least
     served one had been when it came. The flow with the lowest start is next. One that has nothing
     more is remembered until it would be next, so that it gains nothing by asking bit by bit.
+
+    What is taken together ends together. So where not all fits, those who come new and have few
+    are not made to wait for what others have beyond their turn: it is left for the next time.
     """
 
     def __init__(self) -> None:
@@ -79,6 +82,8 @@ class _Queue(Generic[T]):
         """The start of the flow that was served last: no other's is lower."""
         self._joined = 0
         self._waiting = 0
+        self._size = 0
+        """Of all that wait."""
 
     def __bool__(self) -> bool:
         return self._waiting > 0
@@ -91,6 +96,7 @@ class _Queue(Generic[T]):
         flow.line.append(entry)
         flow.waiting += 1
         self._waiting += 1
+        self._size += entry.size
 
     def oldest_s(self) -> float:
         """When the first of those that are next in their flows came."""
@@ -99,6 +105,9 @@ class _Queue(Generic[T]):
     def take(self, *, most_size: int, most: int) -> list[Queued[T]]:
         taken: list[Queued[T]] = []
         used = 0
+        fits = self._size <= most_size and self._waiting <= most
+        first: int | None = None
+        through = False  # some flow has nothing more
         while self._waiting and len(taken) < most:
             start, joined, name = self._order[0]
             flow = self._flows[name]
@@ -107,7 +116,9 @@ class _Queue(Generic[T]):
                 del self._flows[name]
                 continue
             head = flow.line[0]
-            if taken and used + head.size > most_size:
+            if first is None:
+                first = start
+            elif used + head.size > most_size or (through and not fits and start > first):
                 break
             self._now = start
             # Even an entry of no size takes a turn.
@@ -115,6 +126,7 @@ class _Queue(Generic[T]):
             used += head.size
             taken.append(head)
             self._leave(head, flow)
+            through = through or not flow.waiting
         return taken
 
     def drop(self, entry: Queued[T]) -> None:
@@ -125,6 +137,7 @@ class _Queue(Generic[T]):
         flow.waiting -= 1
         flow.tidy()
         self._waiting -= 1
+        self._size -= entry.size
         if not self._waiting:  # nobody is owed anything
             self._flows.clear()
             self._order.clear()
