@@ -71,7 +71,7 @@ class Bench:
     """A cache, and the commands against it."""
 
     def __init__(self, running: Running, folder: Path) -> None:
-        self._address = running.address
+        self._address = running.url
         self._metrics = running.ports.embedder_metrics
         self.folder = folder
 

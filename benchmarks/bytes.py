@@ -46,7 +46,7 @@ def openers(rig: Rig, upstream: Upstream, valkey: Valkey) -> dict[str, Callable[
     """How each system is set up in front of *valkey*."""
 
     def ours() -> Opener:
-        return partial(systems.Embedkeep, rig.node(upstream.grpc_port, valkey).address)
+        return partial(systems.Embedkeep, rig.node(upstream.grpc_port, valkey).url)
 
     def peer(system: Callable[[int, Upstream], System]) -> Callable[[], Opener]:
         return lambda: partial(system, valkey.port, upstream)

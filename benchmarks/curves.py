@@ -103,11 +103,11 @@ def text(number: int) -> str:
     return f"what would you answer to somebody who asks for parcel number {number}?"
 
 
-async def fill(address: str, numbers: range) -> float:
+async def fill(url: str, numbers: range) -> float:
     """Ask for *numbers* through the node. Returns texts a second."""
     starts = iter(range(numbers.start, numbers.stop, FILL))
     began = time.perf_counter()
-    async with AsyncClient(address, timeout_s=120.0) as client:
+    async with AsyncClient(url, timeout_s=120.0) as client:
 
         async def filler() -> None:
             for start in starts:
@@ -138,7 +138,7 @@ def start_s(rig: Rig, upstream: Upstream, valkey: Valkey, entries: int) -> float
     """Seconds from starting a node's process until it has answered from that Valkey."""
     began = time.perf_counter()
     node = rig.node(upstream.grpc_port, valkey)
-    with Client(node.address) as client:
+    with Client(node.url) as client:
         only = CacheControl(only_if_cached=True)
         while True:
             answer = client.embed_detailed(text(random.randrange(entries)), cache=only)
@@ -154,7 +154,7 @@ def latencies(
 ) -> Iterator[Latency]:
     """Hits in turns, of texts spread over all that are kept."""
     asked = [text(n) for n in random.Random(0).sample(range(entries), min(entries, ASKED))]
-    openers = {tier: partial(Embedkeep, node.address) for tier, node in nodes.items()}
+    openers = {tier: partial(Embedkeep, node.url) for tier, node in nodes.items()}
     found: dict[tuple[str, int], list[float]] = {}
     misses: dict[tuple[str, int], int] = {}
     with Callers(1, openers, asked) as callers:
@@ -192,7 +192,7 @@ def sizes(rig: Rig, *, quick: bool) -> tuple[list[Size], list[Latency], dict[str
     for before, entries in itertools.pairwise((0, *counts)):
         say(f"filling to {entries:,} entries")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            rate = runner.run(fill(full.address, range(before, entries)))
+            rate = runner.run(fill(full.url, range(before, entries)))
         settled(valkey, kept + entries)
         say("measuring hits")
         hits += latencies(nodes, upstream, entries, quick=quick)
@@ -218,9 +218,9 @@ def loads(rig: Rig, *, quick: bool) -> Iterator[Load]:
         "Valkey": rig.node(upstream.grpc_port, valkey, l1_bytes=0),
     }
     texts = [text(n) for n in range(1024)]
-    with Client(nodes["L1"].address) as client:
+    with Client(nodes["L1"].url) as client:
         client.embed(texts)
-    openers = {t: partial(EmbedkeepAsync, node.address, attempts=1) for t, node in nodes.items()}
+    openers = {t: partial(EmbedkeepAsync, node.url, attempts=1) for t, node in nodes.items()}
     rounds = 2 if quick else 4
     found: dict[tuple[str, int], list[tuple[float, list[float], int]]] = {}
     with Callers(PROCESSES, openers, texts) as callers:

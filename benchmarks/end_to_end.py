@@ -132,7 +132,7 @@ def adapter(stack: ExitStack, rig: Rig, embedder: Embedder, *, near: bool = Fals
     """The adapter for LangChain."""
     node = rig.node(embedder.grpc_port, rig.valkey())
     near_cache = NearCache(max_bytes=16 << 20) if near else None
-    client = stack.enter_context(Client(node.address, near_cache=near_cache, timeout_s=TIMEOUT_S))
+    client = stack.enter_context(Client(node.url, near_cache=near_cache, timeout_s=TIMEOUT_S))
     return EmbedKeepEmbeddings(client)
 
 

@@ -23,10 +23,12 @@ import grpc
 import numpy as np
 import uvloop
 
-from embedkeep.v1 import cache_pb2, cache_pb2_grpc, embedder_pb2, embedder_pb2_grpc
+from embedkeep import AsyncClient
+from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 from embedkeep_operator.local.runner import Local
 from report import ROOT, keep
 
+TIMEOUT_S: Final = 60.0
 ROUNDS: Final = {1: 300, 32: 40}
 """By texts a call."""
 WORDS: Final = (
@@ -54,17 +56,16 @@ async def measured(folder: Path) -> list[dict[str, object]]:
     quickstart = ROOT / "examples" / "quickstart.yaml"
     async with (
         Local(quickstart, state_dir=folder, free_ports=True) as running,
-        grpc.aio.insecure_channel(running.address) as to_node,
+        AsyncClient(running.url, timeout_s=TIMEOUT_S) as node,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.embedder_grpc}") as to_embedder,
     ):
-        node: cache_pb2_grpc.EmbeddingCacheAsyncStub = cache_pb2_grpc.EmbeddingCacheStub(to_node)
         embedder: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(to_embedder)
         for size, rounds in ROUNDS.items():
             through, straight = list[float](), list[float]()
             for number in range(-3, rounds):
-                asked = cache_pb2.EmbedRequest(inputs=itertools.islice(source, size))
+                asked = list(itertools.islice(source, size))
                 bare = embedder_pb2.ComputeRequest(inputs=itertools.islice(source, size))
-                by_node = await seconds(lambda asked=asked: node.Embed(asked))  # type: ignore[misc]  # a lambda's default has no type
+                by_node = await seconds(lambda asked=asked: node.embed(asked))  # type: ignore[misc]  # a lambda's default has no type
                 alone = await seconds(lambda bare=bare: embedder.Embed(bare))  # type: ignore[misc]  # as above
                 if number >= 0:  # the first connect and warm up
                     through.append(by_node)

@@ -4,8 +4,8 @@
 
 The floor is a bare grpc.aio server on uvloop, with the node's options: it takes the same request
 bytes, decodes nothing, and sends the same answer bytes. Both run as processes of their own and are
-called in turns with the same raw bytes, by one and by sixteen connections, so that their ratio is
-what the node adds to gRPC. CPU is what the kernel says the server's threads have run.
+called in turns with the same raw bytes, by one and by sixteen connections, the node over gRPC and
+over HTTP/1.1. CPU is what the kernel says the server's threads have run.
 
 Writes benchmarks/results/node_cpu.json and the table in docs/benchmarks.md.
 """
@@ -15,7 +15,7 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import grpc
 import numpy as np
 import uvloop
 
+from embedkeep.runs import NodePorts
 from embedkeep.serving import server_options
 from embedkeep.v1 import cache_pb2
 from embedkeep_operator.local.replay import sample
@@ -35,10 +36,16 @@ SIZES: Final = (1, 8, 32, 128)
 CLIENTS: Final = (1, 16)
 ROUNDS: Final = 5
 ROUND_S: Final = 0.4
+HEAD: Final = (
+    b"POST /embedkeep.v1.EmbeddingCache/Embed HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    b"content-type: application/proto\r\nconnect-protocol-version: 1\r\n"
+    b"connect-timeout-ms: 10000\r\ncontent-length: %d\r\n\r\n"
+)
 EMBED: Final = "/embedkeep.v1.EmbeddingCache/Embed"
 MAX_MESSAGE_BYTES: Final = 4 << 20
 
-Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+Call = Callable[[bytes], Awaitable[bytes]]
+"""One request over one connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +138,31 @@ async def connect(stack: AsyncExitStack, port: int, path: str = EMBED) -> list[C
     return [channel.unary_unary(path) for channel in calls]
 
 
+async def connect_http(stack: AsyncExitStack, port: int) -> list[Call]:
+    """The same over HTTP/1.1."""
+
+    async def one() -> Call:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+        stack.callback(writer.close)
+
+        async def call(request: bytes) -> bytes:
+            writer.write(HEAD % len(request) + request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            return await reader.readexactly(int(length))
+
+        return call
+
+    return [await one() for _ in range(max(CLIENTS))]
+
+
 @asynccontextmanager
-async def node(folder: Path) -> AsyncIterator[tuple[int, int]]:
-    """The quickstart's node: its port and its process."""
+async def node(folder: Path) -> AsyncIterator[tuple[NodePorts, int]]:
+    """The quickstart's node: its ports and its process."""
     quickstart = ROOT / "examples" / "quickstart.yaml"
     async with Local(quickstart, state_dir=folder, free_ports=True) as running:
         name = next(name for name in running.processes if name.startswith("node"))
-        yield int(running.address.rpartition(":")[2]), running.pid(name)
+        yield running.ports.nodes[0], running.pid(name)
 
 
 @asynccontextmanager
@@ -190,8 +215,8 @@ async def all_measured(folder: Path) -> list[dict[str, object]]:
     """Start both, fill the node, measure."""
     asked = dict(requests())
     async with AsyncExitStack() as stack:
-        port, pid = await stack.enter_async_context(node(folder))
-        calls = await connect(stack, port)
+        ports, pid = await stack.enter_async_context(node(folder))
+        calls = await connect(stack, ports.grpc)
         for request in asked.values():
             await calls[0](request)
         answers = {request: await calls[0](request) for request in asked.values()}
@@ -200,7 +225,8 @@ async def all_measured(folder: Path) -> list[dict[str, object]]:
                 raise SystemExit("not all texts are answered by L1")
         echo_port, echo_pid = await stack.enter_async_context(echo(folder, answers))
         servers = [
-            Server(name="node", pid=pid, calls=calls),
+            Server(name="node, HTTP", pid=pid, calls=await connect_http(stack, ports.http)),
+            Server(name="node, gRPC", pid=pid, calls=calls),
             Server(name="echo", pid=echo_pid, calls=await connect(stack, echo_port)),
         ]
         return await measured(servers, asked)

@@ -50,11 +50,13 @@ def entrants(upstream: Upstream, valkey: Valkey, l1: Node, no_l1: Node) -> list[
     client, aio = systems.Embedkeep, systems.EmbedkeepAsync
     return [
         Entrant("redis-py MGET", "Valkey", partial(systems.RawMget, port, upstream)),
-        Entrant(OURS, "near cache", partial(client, l1.address, near=True), in_caller=True),
-        Entrant(OURS, "L1", partial(client, l1.address)),
-        Entrant(OURS, "Valkey", partial(client, no_l1.address)),
-        Entrant("embedkeep AsyncClient", "L1", partial(aio, l1.address)),
-        Entrant("embedkeep AsyncClient", "Valkey", partial(aio, no_l1.address)),
+        Entrant(OURS, "near cache", partial(client, l1.url, near=True), in_caller=True),
+        Entrant(OURS, "L1", partial(client, l1.url)),
+        Entrant(OURS, "Valkey", partial(client, no_l1.url)),
+        Entrant("embedkeep AsyncClient", "L1", partial(aio, l1.url)),
+        Entrant("embedkeep AsyncClient", "Valkey", partial(aio, no_l1.url)),
+        Entrant("embedkeep Client, gRPC", "L1", partial(client, l1.address)),
+        Entrant("embedkeep Client, gRPC", "Valkey", partial(client, no_l1.address)),
         Entrant(*REDISVL, partial(systems.RedisVL, port, upstream)),
         Entrant("RedisVL, async", "Valkey", partial(systems.RedisVLAsync, port, upstream)),
         Entrant(*LANGCHAIN, partial(systems.LangChain, port, upstream)),

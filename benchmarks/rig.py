@@ -193,6 +193,8 @@ class Node:
 
     address: str
     """GRPC target."""
+    url: str
+    """The client's target over HTTP."""
     process: Process
     announced: Mapping[str, int]
     """Ports by name."""
@@ -281,6 +283,7 @@ class Rig:
                 "embedder": {"address": f"127.0.0.1:{embedder_port}"},
                 "valkey": None if valkey is None else {"port": valkey.port},
                 "l1_bytes": l1_bytes,
+                "http": {"port": 0},
                 "announce_file": announce,
                 "drain_s": 1.0,
                 **fields,
@@ -292,7 +295,7 @@ class Rig:
         ports = _announced(process, announce)
         address = f"127.0.0.1:{ports['grpc']}"
         _until_serving(process, address)
-        return Node(address, process, ports)
+        return Node(address, f"http://127.0.0.1:{ports['http']}", process, ports)
 
     def minilm(self) -> Embedder:
         """An embedder that runs all-MiniLM-L6-v2 on the CPU."""

@@ -74,7 +74,7 @@ async def _one(tier: str, shards: int, *, quick: bool) -> list[Sharded]:
         file = Path(folder) / "bench.yaml"
         file.write_text(yaml.safe_dump(written))
         async with Local(file, state_dir=Path(folder), free_ports=True) as running:
-            return await asyncio.to_thread(_asked, running.address, tier, shards, quick=quick)
+            return await asyncio.to_thread(_asked, running.url, tier, shards, quick=quick)
 
 
 def _asked(address: str, tier: str, shards: int, *, quick: bool) -> list[Sharded]:

@@ -30,7 +30,7 @@ class NodePorts:
     grpc: int
     """For services."""
     http: int
-    """OpenAI's and TEI's APIs."""
+    """For services, and OpenAI's and TEI's APIs."""
     metrics: int
     """/metrics."""
     valkey: int
@@ -89,13 +89,22 @@ class Run:
         """As `Ports.address`."""
         return self.ports.address
 
+    @property
+    def url(self) -> str:
+        """Client's target over HTTP: the node, or all of them with commas between them."""
+        return ",".join(self._urls)
+
+    @property
+    def _urls(self) -> list[str]:
+        scheme = "https" if self.tls else "http"
+        return [f"{scheme}://127.0.0.1:{node.http}" for node in self.ports.nodes]
+
     def places(self) -> tuple[tuple[str, str], ...]:
         """What is served where, for people."""
-        scheme = "https" if self.tls else "http"
         nodes = self.ports.nodes
         return (
+            ("HTTP", " ".join(self._urls)),
             ("gRPC", f"{self.address}{' (TLS)' if self.tls else ''}"),
-            ("OpenAI and TEI", " ".join(f"{scheme}://127.0.0.1:{node.http}" for node in nodes)),
             ("metrics", " ".join(f"http://127.0.0.1:{node.metrics}/metrics" for node in nodes)),
         )
 

@@ -19,10 +19,12 @@ from embedkeep.cli.writing import reporting
 from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import EmbedKeepError, InvalidConfig, ModelDrift, Unauthenticated, Unavailable
 from embedkeep.runs import NodePorts, Ports, Run
-from embedkeep.tls import server_credentials
+from embedkeep.tls import server_context, server_credentials
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 from embedkeep_operator.local.state import claimed, write_run
 from support.certificates import Authority
+from support.clients import At
+from support.fake_http import serve_http
 from support.fake_node import DIMENSIONS, FakeNode, Refusal, running, vector_of
 
 
@@ -274,7 +276,7 @@ def said_to_run(
     """A cache as `embedkeep up` leaves it on disk; it is going on while the block runs."""
     ports = Ports(
         nodes=tuple(
-            NodePorts(grpc=int(each.rpartition(":")[2]), http=1, metrics=1, valkey=1)
+            NodePorts(grpc=1, http=int(each.rpartition(":")[2]), metrics=1, valkey=1)
             for each in address.split(",")
         ),
         embedder_grpc=1,
@@ -299,8 +301,8 @@ def test_a_running_local_cache_is_found_by_its_name_or_alone(tmp_path: Path) -> 
     (tmp_path / "half" / "run.json").write_text('{"pid":')
 
     with said_to_run(tmp_path, "docs", "127.0.0.1:7", pid=1):
-        assert target_of(None, tmp_path).address == "127.0.0.1:7"
-        assert target_of("docs", tmp_path).address == "127.0.0.1:7"
+        assert target_of(None, tmp_path).address == "http://127.0.0.1:7"
+        assert target_of("docs", tmp_path).address == "http://127.0.0.1:7"
         assert target_of("host:1", tmp_path).address == "host:1"
         with pytest.raises(
             InvalidConfig, match=r"last run of gone was killed: name docs, or start"
@@ -315,7 +317,8 @@ def test_a_running_local_cache_is_found_by_its_name_or_alone(tmp_path: Path) -> 
 
 def test_a_cache_of_several_nodes_is_one_target_that_is_balanced(tmp_path: Path) -> None:
     with said_to_run(tmp_path, "docs", "127.0.0.1:7,127.0.0.1:8", pid=1):
-        assert target_of("docs", tmp_path).address == "ipv4:127.0.0.1:7,127.0.0.1:8"
+        both = "http://127.0.0.1:7,http://127.0.0.1:8"
+        assert target_of("docs", tmp_path).address == both
     assert target_of("127.0.0.1:7,127.0.0.1:8", tmp_path) == target_of(
         "ipv4:127.0.0.1:7,127.0.0.1:8", tmp_path
     )
@@ -323,7 +326,8 @@ def test_a_cache_of_several_nodes_is_one_target_that_is_balanced(tmp_path: Path)
 
 def test_several_addresses_are_all_asked() -> None:
     with running(FakeNode(), FakeNode()) as addresses:
-        for given in (",".join(addresses), f"ipv4:{','.join(addresses)}"):
+        over_http = ",".join(each.http for each in addresses)
+        for given in (over_http, ",".join(addresses), f"ipv4:{','.join(addresses)}"):
             assert run("--address", given, "a", "b").exit_code == 0
 
         result = run("--address", f"{addresses[0]},node:1", "a")
@@ -331,16 +335,16 @@ def test_several_addresses_are_all_asked() -> None:
     assert str(failure(result)).startswith("--address: 'node:1': of several addresses each must")
 
 
-def test_a_cache_under_another_state_folder_is_found(address: str, tmp_path: Path) -> None:
-    with said_to_run(tmp_path / "mine", "docs", address, pid=1):
+def test_a_cache_under_another_state_folder_is_found(address: At, tmp_path: Path) -> None:
+    with said_to_run(tmp_path / "mine", "docs", address.http, pid=1):
         result = run("--state-dir", str(tmp_path / "mine"), "a")
 
     assert result.exit_code == 0, result.output
 
 
 @pytest.fixture
-def behind_tls(node: FakeNode, tmp_path: Path) -> Iterator[tuple[str, ClientTls]]:
-    """The node's address, and how to reach it."""
+def behind_tls(node: FakeNode, tmp_path: Path) -> Iterator[tuple[At, ClientTls]]:
+    """The node's place, and how to reach it."""
     authority = Authority(tmp_path / "authority")
     pair = authority.issue("docs.test")
     shown = ServerTls(cert_file=pair.cert_file, key_file=pair.key_file)
@@ -348,27 +352,38 @@ def behind_tls(node: FakeNode, tmp_path: Path) -> Iterator[tuple[str, ClientTls]
     cache_pb2_grpc.add_EmbeddingCacheServicer_to_server(node, server)
     port = server.add_secure_port("127.0.0.1:0", server_credentials(shown))
     server.start()
-    yield f"127.0.0.1:{port}", ClientTls(ca_file=authority.ca_file, server_name="docs.test")
+    web = serve_http(node, 0, tls=server_context(shown))
+    place = At(f"127.0.0.1:{port}", http=f"https://127.0.0.1:{web.server_address[1]}")
+    yield place, ClientTls(ca_file=authority.ca_file, server_name="docs.test")
     server.stop(None).wait()
+    web.shutdown()
+    web.server_close()
 
 
 def test_a_local_cache_is_reached_by_its_name_over_tls(
-    behind_tls: tuple[str, ClientTls], tmp_path: Path
+    behind_tls: tuple[At, ClientTls], tmp_path: Path
 ) -> None:
     address, tls = behind_tls
-    with said_to_run(tmp_path / "state" / "embedkeep", "docs", address, pid=1, tls=tls):
+    with said_to_run(tmp_path / "state" / "embedkeep", "docs", address.http, pid=1, tls=tls):
         result = run("--address", "docs", "a")
 
     assert result.exit_code == 0, result.output
 
 
 def test_a_plain_call_of_a_node_with_tls_says_what_is_missing(
-    behind_tls: tuple[str, ClientTls],
+    behind_tls: tuple[At, ClientTls],
 ) -> None:
-    error = failure(run("--address", behind_tls[0], "--timeout", "5", "a"))
+    place, _ = behind_tls
+    plain = place.http.replace("https:", "http:")
+    over_grpc = failure(run("--address", place, "--timeout", "5", "a"))
+    over_http = failure(run("--address", plain, "--timeout", "5", "a"))
+    stranger = failure(run("--address", place.http, "--timeout", "5", "a"))
+    mixed = failure(run("--address", plain, "--tls-name", "docs.test", "a"))
 
-    assert isinstance(error, Unavailable)
-    assert str(error).endswith("if the node speaks TLS, give --tls-ca FILE")
+    assert str(over_grpc).endswith("if the node speaks TLS, give --tls-ca FILE")
+    assert str(over_http).endswith("if the node speaks TLS, write https://")
+    assert str(stranger).endswith("--tls-ca FILE names the authority to trust")
+    assert str(mixed).startswith("--address: ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")

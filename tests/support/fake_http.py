@@ -1,6 +1,7 @@
 """A stand-in for a node, over HTTP: what it answers over gRPC, in the words of Connect."""
 
 import json
+import ssl
 import threading
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -49,7 +50,9 @@ class _Context:
         raise _Aborted(code, details)
 
 
-def serve_http(node: object, port: int) -> ThreadingHTTPServer:
+def serve_http(
+    node: object, port: int, *, tls: ssl.SSLContext | None = None
+) -> ThreadingHTTPServer:
     """Serve a stand-in for gRPC over HTTP too, until the returned server is shut down."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,5 +105,9 @@ def serve_http(node: object, port: int) -> ThreadingHTTPServer:
             pass  # a client that has left
 
     server = Server(("127.0.0.1", port), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     threading.Thread(target=server.serve_forever, name="fake-node http", daemon=True).start()
     return server

@@ -36,6 +36,7 @@ PATIENCE_S: Final = 600.0
 _LONG: Final = Retries(max_attempts=1_000_000, max_pause_s=5.0)
 
 _FLAGS: Final = {
+    "target": "--address",
     "api_key": "--api-key-file",
     "tls.ca_file": "--tls-ca",
     "tls.cert_file": "--tls-cert",
@@ -45,14 +46,19 @@ _FLAGS: Final = {
 
 _CLOSED: Final = "Socket closed"
 """How gRPC says that the other side took the connection and then ended it."""
+_LOST: Final = "the connection was lost"
+"""The same over HTTP."""
+_UNKNOWN_AUTHORITY: Final = "CERTIFICATE_VERIFY_FAILED"
+"""How Python's TLS says that it does not know who has signed the node's certificate."""
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 _OPTIONS: Final = (
     click.option(
-        "-a", "--address", envvar="EMBEDKEEP_ADDRESS", metavar="HOST:PORT[,...]|NAME",
-        help="A node, several with commas between them, or the name of a cache that `embedkeep up` "
-        "runs here. [default: the only one that runs here]",
+        "-a", "--address", envvar="EMBEDKEEP_ADDRESS", metavar="URL[,...]|NAME",
+        help="A node (http://host:port, or host:port for gRPC), several with commas between them, "
+        "or the name of a cache that `embedkeep up` runs here. "
+        "[default: the only one that runs here]",
     ),
     click.option(
         "--state-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -127,6 +133,10 @@ def _hinting(flags: Reach, tls: ClientTls | None) -> Iterator[None]:
     except Unavailable as error:
         if tls is None and _CLOSED in str(error):
             raise Unavailable(f"{error}; if the node speaks TLS, give --tls-ca FILE") from error
+        if str(error).startswith("http://") and _LOST in str(error):
+            raise Unavailable(f"{error}; if the node speaks TLS, write https://") from error
+        if _UNKNOWN_AUTHORITY in str(error):
+            raise Unavailable(f"{error}; --tls-ca FILE names the authority to trust") from error
         raise
 
 

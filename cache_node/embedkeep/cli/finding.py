@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedkeep.client import dialling
+from embedkeep.client.transports.choosing import shown
 from embedkeep.config import ClientTls
 from embedkeep.errors import InvalidConfig
 from embedkeep.runs import find
@@ -14,7 +14,7 @@ class Target:
     """Whom to dial."""
 
     address: str
-    """GRPC target; of several nodes one that is balanced over them."""
+    """A client's target; of several nodes one that is balanced over them."""
     tls: ClientTls | None = None
     """What `up` wrote down about a cache that runs here. None: plain text, or not known."""
 
@@ -35,16 +35,16 @@ def target_of(wanted: str | None, root: Path) -> Target:
     try:
         runs = find(root, wanted)
     except InvalidConfig as error:
-        raise InvalidConfig(f"{error}, or give host:port", field="--address") from None
+        raise InvalidConfig(f"{error}, or give its address", field="--address") from None
     if len(runs) > 1:
         names = ", ".join(run.name for run in runs)
         raise InvalidConfig(f"several caches run here ({names}): name one", field="--address")
-    return Target(address=runs[0].address, tls=runs[0].way_in)
+    return Target(address=runs[0].url, tls=runs[0].way_in)
 
 
 def _target(given: str) -> str:
     try:
-        return dialling.target_of(given)
+        return shown(given)
     except InvalidConfig as error:
         said = str(error).removeprefix(f"{error.field}: ")
         raise InvalidConfig(said, field="--address") from error

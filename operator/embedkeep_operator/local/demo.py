@@ -98,7 +98,7 @@ async def demo(file: Path, console: Console) -> Outcome:
                 with console.status("restarting the node: its own memory is lost ..."):
                     await restart_node(running)
                 restarted = await half_replayed(running, texts[half:], "node restarted", console)
-                async with AsyncClient(running.address) as client:
+                async with AsyncClient(running.url) as client:
                     info = await client.info()
             finally:
                 with console.status("stopping ..."):
@@ -131,7 +131,7 @@ async def half_replayed(
         def on_answer(tally: Tally) -> None:
             bar.update(task, completed=tally.texts.total(), hits=tally.hits())
 
-        async with AsyncClient(running.address) as client:
+        async with AsyncClient(running.url) as client:
             return await replay(client, texts, on_answer=on_answer)
 
 

@@ -1,7 +1,7 @@
 """Runs one cache on this machine while a block runs; `embedkeep up`, the demo and tests use it.
 
     async with Local(Path("examples/quickstart.yaml")) as running:
-        ...  # AsyncClient(running.address) ...
+        ...  # AsyncClient(running.url) ...
 
 Nothing outlives the block, nor this process.
 """
@@ -63,8 +63,13 @@ class Running:
         return self.run.ports
 
     @property
+    def url(self) -> str:
+        """Client's target over HTTP: the node, or all of them."""
+        return self.run.url
+
+    @property
     def address(self) -> str:
-        """GRPC target: the node, or all of them, for a client that balances over them."""
+        """The same over gRPC."""
         return self.run.address
 
     @property
@@ -75,7 +80,7 @@ class Running:
     @property
     def command(self) -> str:
         """A line for a shell that asks this cache something."""
-        words = ["embedkeep", "embed", "--address", self.address]
+        words = ["embedkeep", "embed", "--address", self.url]
         tls = self.tls or ClientTls()
         for flag, value in (
             ("--tls-ca", tls.ca_file),

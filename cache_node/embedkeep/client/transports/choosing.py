@@ -45,10 +45,15 @@ def async_transport_to(target: str | Sequence[str], tls: "ClientTls | None") -> 
 
 
 def shown(target: str | Sequence[str]) -> str:
-    """*target* for people."""
-    if is_http(target):
-        return target if isinstance(target, str) else ",".join(target)
-    return target_of(target)
+    """*target* as one text.
+
+    Raises:
+        InvalidConfig: It is no address.
+    """
+    if not is_http(target):
+        return target_of(target)
+    origins_of(target, tls=False)
+    return target if isinstance(target, str) else ",".join(target)
 
 
 def _contexts(tls: "ClientTls | None", *, secure: bool) -> "Credentials[ssl.SSLContext] | None":

@@ -12,6 +12,8 @@ from embedkeep.errors import InvalidResponse
 
 MAX_HEAD_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 4 << 10
+_VERSION: Final = b"HTTP/1."
+_TLS_ALERT: Final = b"\x15"
 _LINE: Final = b"\r\n"
 _END: Final = b"\r\n\r\n"
 
@@ -87,6 +89,8 @@ class ReplyReader:
             if self._status >= 200:
                 return self._read_body()
             # An interim answer: the real one follows.
+        if self._filled >= len(_VERSION) and not self._buffer.startswith(_VERSION):
+            raise _no_http(bytes(self._view[:20]))
         if self._filled == len(self._buffer):
             raise InvalidResponse(f"an answer's headers take more than {MAX_HEAD_BYTES} bytes")
         return None
@@ -159,7 +163,7 @@ def _head(head: bytes) -> tuple[int, dict[str, str]]:
     first, *lines = head.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     if not version.startswith("HTTP/1.") or not (rest[:3].isascii() and rest[:3].isdigit()):
-        raise InvalidResponse(f"{first[:40]!r} is not how HTTP/1.1 answers")
+        raise _no_http(first[:40].encode("latin-1"))
     headers = {}
     for line in lines:
         name, _, value = line.partition(":")
@@ -167,6 +171,12 @@ def _head(head: bytes) -> tuple[int, dict[str, str]]:
     if version == "HTTP/1.0":
         headers["connection"] = "close"
     return int(rest[:3]), headers
+
+
+def _no_http(given: bytes) -> InvalidResponse:
+    if given[:1] == _TLS_ALERT:
+        return InvalidResponse("the other side speaks TLS: write https://")
+    return InvalidResponse(f"{given!r} is not how HTTP/1.1 answers: is it a node's HTTP port?")
 
 
 def _hexadecimal(line: bytes) -> int:
