@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -135,7 +136,11 @@ async def connect(stack: AsyncExitStack, port: int, path: str = EMBED) -> list[C
             f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]
         )
         calls.append(await stack.enter_async_context(channel))
-    return [channel.unary_unary(path) for channel in calls]
+    return [partial(_call, channel.unary_unary(path)) for channel in calls]
+
+
+async def _call(method: "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]", request: bytes) -> bytes:
+    return await method(request)
 
 
 async def connect_http(stack: AsyncExitStack, port: int) -> list[Call]:

@@ -3,7 +3,7 @@
     make profile
 
 py-spy (which .venv-peers has) looks at the node's process while it answers calls of 1 and of
-128 texts as fast as sixteen connections ask for them. For the table each stack of the event loop's
+128 texts over HTTP as fast as sixteen connections ask for them. For the table each stack of the event loop's
 thread counts for the part of the program that its innermost known frame belongs to; the pictures
 show whoever held the interpreter's lock. Needs the right to trace a process.
 
@@ -23,7 +23,7 @@ from typing import Final
 
 import uvloop
 
-from node_cpu import CLIENTS, Call, connect, node, requests
+from node_cpu import CLIENTS, Call, connect_http, node, requests
 from report import COMMITTED, ROOT, table
 
 PLACE: Final = replace(COMMITTED, page=ROOT / "docs" / "performance.md")
@@ -36,16 +36,18 @@ LOOP: Final = "Runner.run"
 """A frame of the event loop's thread; the others wait, or serve /metrics."""
 PARTS: Final = {
     "keys: a BLAKE2b of each text": ("embedkeep/keys.py",),
-    "L1: finding, ranking and copying": ("node/arena.py", "node/keytable.py", "node/eviction.py"),
+    "L1: finding, ranking and copying": (
+        "node/l1.py", "node/arena.py", "node/keytable.py", "node/eviction.py",
+    ),
     "making the answer's message": ("render (", "views.py", "node/exchange.py"),
     "counting": ("metrics.py", "_count ("),
     "reading and checking the request": (
-        "_parse (", "_traceparent (", "calls.py", "admission.py", "tenants.py", "refusal.py",
+        "_parse (", "node/trace.py", "http/headers.py", "calls.py", "admission.py", "tenants.py", "refusal.py",
     ),
-    "the rest of the path": ("node/cache.py", "node/service.py"),
+    "the rest of the path": ("node/cache.py", "node/unary.py"),
 }  # fmt: skip
 """By what a frame's text contains; the first that fits."""
-GRPC: Final = "gRPC and the event loop, with the messages' bytes"
+WIRE: Final = "HTTP and the event loop, with the messages' bytes"
 
 
 def part_of(stack: str) -> str:
@@ -54,7 +56,7 @@ def part_of(stack: str) -> str:
         for part, marks in PARTS.items():
             if any(mark in frame for mark in marks):
                 return part
-    return GRPC
+    return WIRE
 
 
 def shares(raw: str) -> dict[str, float]:
@@ -64,7 +66,7 @@ def shares(raw: str) -> dict[str, float]:
         stack, _, count = line.rpartition(" ")
         if LOOP in stack:
             counts[part_of(stack)] += int(count)
-    return {part: counts[part] / counts.total() for part in (GRPC, *PARTS)}
+    return {part: counts[part] / counts.total() for part in (WIRE, *PARTS)}
 
 
 async def spied(pid: int, calls: list[Call], request: bytes, file: Path, kind: str) -> None:
@@ -97,8 +99,8 @@ async def measured(folder: Path) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     asked = dict(requests())
     async with AsyncExitStack() as stack:
-        port, pid = await stack.enter_async_context(node(folder))
-        calls = (await connect(stack, port))[: max(CLIENTS)]
+        ports, pid = await stack.enter_async_context(node(folder))
+        calls = (await connect_http(stack, ports.http))[: max(CLIENTS)]
         for size in SIZES:
             for _ in range(2):
                 await calls[0](asked[size])
@@ -121,7 +123,7 @@ def main() -> None:
     PLACE.save("profile", shares=found)
     text = table(
         ("part", "of a call with 1 text", "with 128"),
-        [(part, *(f"{found[size][part]:.0%}" for size in SIZES)) for part in (GRPC, *PARTS)],
+        [(part, *(f"{found[size][part]:.0%}" for size in SIZES)) for part in (WIRE, *PARTS)],
     )
     PLACE.write("profile", text, script="node_profile")
     print(text)
