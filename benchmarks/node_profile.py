@@ -3,8 +3,8 @@
     make profile
 
 py-spy (which .venv-peers has) looks at the node's process while it answers calls of 1 and of
-128 texts over HTTP as fast as sixteen connections ask for them. For the table each stack of the event loop's
-thread counts for the part of the program that its innermost known frame belongs to; the pictures
+128 texts over HTTP as fast as sixteen connections ask for them. For the table each stack of the
+event loop counts for the part of the program that its innermost known frame belongs to; pictures
 show whoever held the interpreter's lock. Needs the right to trace a process.
 
 Writes the table in docs/performance.md and the pictures docs/images/node-{1,128}.svg.
@@ -37,12 +37,12 @@ LOOP: Final = "Runner.run"
 PARTS: Final = {
     "keys: a BLAKE2b of each text": ("embedkeep/keys.py",),
     "L1: finding, ranking and copying": (
-        "node/l1.py", "node/arena.py", "node/keytable.py", "node/eviction.py",
+        "node/memory.py", "node/arena.py", "node/keytable.py", "node/eviction.py",
     ),
     "making the answer's message": ("render (", "views.py", "node/exchange.py"),
     "counting": ("metrics.py", "_count ("),
     "reading and checking the request": (
-        "_parse (", "node/trace.py", "http/headers.py", "calls.py", "admission.py", "tenants.py", "refusal.py",
+        "_parse (", "node/trace.py", "http/headers.py", "calls.py", "admission.py", "tenants.py",
     ),
     "the rest of the path": ("node/cache.py", "node/unary.py"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 class EmbedKeepEmbeddings(Embeddings):  # type: ignore[misc]  # checked without the framework too
     """Embeds through a cache.
 
-        with Client("127.0.0.1:50051") as client:
+        with Client("http://127.0.0.1:8080") as client:
             store = InMemoryVectorStore(EmbedKeepEmbeddings(client))
 
     Args:

@@ -20,7 +20,7 @@ BATCH_TEXTS: Final = 2048
 class EmbedKeepEmbedding(BaseEmbedding):  # type: ignore[misc]  # checked without the framework too
     """Embeds through a cache.
 
-        with Client("127.0.0.1:50051") as client:
+        with Client("http://127.0.0.1:8080") as client:
             Settings.embed_model = EmbedKeepEmbedding(client)
 
     Args:
