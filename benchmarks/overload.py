@@ -6,7 +6,7 @@ Two tenants ask a node; every text is new, so each is a miss. The victim asks fo
 times a second. The other one asks at half of what the embedder can do in calm windows, and at four
 times as much in a flood, whatever it is answered: 256 callers share that rate. What the embedder
 can do is measured first. Windows alternate; each tenant asks from a process of its own, and all
-share the machine.
+share the machine, and ask over HTTP.
 
 First in front of the real all-MiniLM-L6-v2, which takes whatever the cores have left; then in front
 of an embedder that sleeps as long as a device would compute, so that cores are not what is short.
@@ -19,7 +19,8 @@ import itertools
 import multiprocessing
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from statistics import median
@@ -29,6 +30,8 @@ import grpc
 import numpy as np
 import uvloop
 
+from embedkeep import AsyncClient, Retries
+from embedkeep.errors import EmbedKeepError, Overloaded
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 from report import COMMITTED, draft, table
 from rig import Node, Rig
@@ -41,8 +44,8 @@ FLOOD: Final = 4.0
 CALLERS: Final = 256
 CAPACITY_CALLERS: Final = 24
 """Who keep the embedder busy while its capacity is measured; few enough that none is refused."""
-CONNECTIONS: Final = 16
-"""Of the flood: a connection alone is bounded by HTTP/2's own flow control."""
+CLIENTS: Final = 4
+"""Of the flood; each keeps at most 128 connections."""
 TIMEOUT_S: Final = 10.0
 WARM_S: Final = 2.0
 MAX_CALLS: Final = 64
@@ -104,6 +107,9 @@ class Found:
     """Of the node: before, and at most."""
 
 
+Call = Callable[[str], Awaitable[object]]
+"""Asks for one text."""
+
 Parts = dict[tuple[str, str, float], list[Part]]
 """By window, tenant and calls a second."""
 
@@ -139,7 +145,7 @@ def measured(rig: Rig, embedder_port: int, model: str, *, rounds: int, seconds: 
         limits={"max_concurrent_calls": MAX_CALLS, "max_pending_inputs": MAX_PENDING},
     )
     before = node.process.rss_mib()
-    asked = {name: (node.address, key) for name, key in keys.items()}
+    asked = {name: (node.url, key) for name, key in keys.items()}
     asked[BARE] = (f"127.0.0.1:{rig.sleeping(bare=True)}", "none")
     with Tenants(asked) as tenants:
         capacity = tenants.capacity(seconds)
@@ -231,39 +237,56 @@ def serve(link: Connection, address: str, key: str) -> None:
 
 async def ask(address: str, key: str, asking: Asking, numbers: "itertools.count[int]") -> Part:
     """Callers that ask for new texts until the window is over."""
+    async with AsyncExitStack() as stack:
+        calls = [
+            await stack.enter_async_context(connected(address, key))
+            for _ in range(min(asking.callers, CLIENTS))
+        ]
+        return await asked_of(calls, asking, numbers)
+
+
+@asynccontextmanager
+async def connected(address: str, key: str) -> AsyncIterator[Call]:
+    """A client of a node; or of a bare server, by gRPC itself."""
+    if address.startswith("http://"):
+        async with AsyncClient(
+            address, api_key=key, timeout_s=TIMEOUT_S, retries=Retries(max_attempts=1)
+        ) as client:
+            yield client.embed
+        return
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = cache_pb2_grpc.EmbeddingCacheStub(channel)
+
+        async def call(text: str) -> object:
+            return await stub.Embed(cache_pb2.EmbedRequest(inputs=[text]), timeout=TIMEOUT_S)
+
+        yield call
+
+
+async def asked_of(calls: Sequence[Call], asking: Asking, numbers: "itertools.count[int]") -> Part:
+    """What callers see who share *calls*."""
     answered: list[float] = []
     refused: list[float] = []
     failed = 0
-    channels = [
-        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(min(asking.callers, CONNECTIONS))
-    ]
 
     async def caller(number: int) -> None:
         nonlocal failed
-        stub: Any = cache_pb2_grpc.EmbeddingCacheStub(channels[number % len(channels)])
+        call = calls[number % len(calls)]
         due = time.time() + asking.every_s * number / asking.callers
         while due < asking.until:
             await asyncio.sleep(due - time.time())
             text = f"how do I change the delivery address of order number {next(numbers)}?"
             began = time.perf_counter()
             try:
-                await stub.Embed(
-                    cache_pb2.EmbedRequest(inputs=[text]),
-                    timeout=TIMEOUT_S,
-                    metadata=[("x-api-key", key)],
-                )
+                await call(text)
                 answered.append(time.perf_counter() - began)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    refused.append(time.perf_counter() - began)
-                else:
-                    failed += 1
+            except Overloaded:
+                refused.append(time.perf_counter() - began)
+            except EmbedKeepError:
+                failed += 1
             due = max(due + asking.every_s, time.time())
 
     await asyncio.gather(*map(caller, range(asking.callers)))
-    for channel in channels:
-        await channel.close()
     return Part(answered_s=answered, refused_s=refused, failed=failed)
 
 

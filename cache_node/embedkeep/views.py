@@ -52,8 +52,10 @@ def resolve(view: View, *, model_dimensions: int, model_normalizes: bool) -> Vie
     return View(dimensions=dimensions, normalize=normalize, encoding=view.encoding)
 
 
-def apply(view: View, rows: NDArray[np.float32]) -> bytes:
-    """Encode *rows* as *view*, one after the other.
+def apply(view: View, rows: NDArray[np.float32]) -> NDArray[np.floating]:
+    """*rows* as *view*: shape (n, view's dimensions), little-endian, contiguous.
+
+    The same array where nothing is to be changed.
 
     Args:
         view: Resolved.
@@ -67,4 +69,4 @@ def apply(view: View, rows: NDArray[np.float32]) -> bytes:
         wide = rows.astype(np.float64)
         length = np.linalg.norm(wide, axis=1, keepdims=True)
         rows = (wide / np.where(length == 0, 1, length)).astype(np.float32)
-    return np.ascontiguousarray(rows, dtype=view.encoding.value).tobytes()
+    return np.ascontiguousarray(rows, dtype=view.encoding.value)

@@ -147,8 +147,7 @@ class Core:
             model_dimensions=rows.shape[1],
             model_normalizes=scaled,
         )
-        data = np.frombuffer(apply(view, rows), dtype=view.encoding.value)
-        return data.reshape(len(texts), -1).astype(np.float32)
+        return apply(view, rows).astype(np.float32)
 
     def info(self, timeout_s: float | None) -> InfoExchange:
         """A call of `info`."""

@@ -120,7 +120,7 @@ class Desk:
         view = views.resolve(
             view, model_dimensions=space.dimensions, model_normalizes=space.normalized
         )
-        rows = np.frombuffer(views.apply(view, answer.rows), "<f4").reshape(len(texts), -1)
+        rows = views.apply(view, answer.rows).astype("<f4", copy=False)
         said = headers.of(answer, name=self._name, fresh=wishes.fresh)
         return Vectors(rows=rows, answer=answer, headers=said)
 

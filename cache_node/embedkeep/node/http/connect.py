@@ -43,7 +43,7 @@ _STATUSES: Final[Mapping[str, int]] = MappingProxyType(
 """Connect's table, as far as our errors reach."""
 
 RequestT = TypeVar("RequestT", bound=Message)
-Serve = Callable[[RequestT, Metadata, float | None], Awaitable[Message]]
+Serve = Callable[[RequestT, Metadata, float | None], Awaitable[Message | bytes]]
 """One of `Unary`'s methods."""
 
 
@@ -65,7 +65,7 @@ class Connect:
         """By path."""
         unary = self._unary
         handlers = {
-            "Embed": self._handler(unary.embed, cache_pb2.EmbedRequest),
+            "Embed": self._handler(unary.embed_encoded, cache_pb2.EmbedRequest),
             "Import": self._handler(unary.import_pairs, cache_pb2.ImportRequest),
             "Invalidate": self._handler(unary.invalidate, cache_pb2.InvalidateRequest),
             "Info": self._handler(unary.info, cache_pb2.InfoRequest),
@@ -95,7 +95,8 @@ class Connect:
                 raise malformed(error) from error
             metadata = headers.metadata(request.headers)
             answer = await serve(message, metadata, None if left_s is None else ends_s - now())
-            return web.Response(body=answer.SerializeToString(), content_type=PROTO)
+            body = answer if isinstance(answer, bytes) else answer.SerializeToString()
+            return web.Response(body=body, content_type=PROTO)
 
         return handle
 
