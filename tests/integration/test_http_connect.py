@@ -190,7 +190,9 @@ async def test_a_stranger_is_refused(tap: Tap, tmp_path: Path) -> None:
         talking(node) as http,
     ):
         nobody = await embed(http, "a")
+        unread = await http.ask("POST", f"{SERVICE}/Embed", data=b"\xff", headers=PROTO)
         known = await embed(http, "a", authorization="Bearer key-1")
 
     assert (nobody.status, nobody.json["code"]) == (401, "unauthenticated")
+    assert unread.status == 401  # and not 400 for what its body is
     assert known.status == 200

@@ -52,7 +52,7 @@ class Connect:
 
     Args:
         unary: What they are answered with.
-        calls: Knows how long a call may take that does not say.
+        calls: Knows who may call, and how long a call may take that does not say.
         most: Bytes of a request.
     """
 
@@ -88,12 +88,13 @@ class Connect:
                     status=415,
                     headers={"accept-post": PROTO},
                 )
+            metadata = headers.metadata(request.headers)
+            self._calls.caller(metadata)  # a stranger's body is not read
             data = await bodies.raw(request, most=self._most, ends_s=ends_s)
             try:
                 message = kind.FromString(data)
             except DecodeError as error:
                 raise malformed(error) from error
-            metadata = headers.metadata(request.headers)
             answer = await serve(message, metadata, None if left_s is None else ends_s - now())
             body = answer if isinstance(answer, bytes) else answer.SerializeToString()
             return web.Response(body=body, content_type=PROTO)
