@@ -40,6 +40,7 @@ def answer(body: bytes, *, chunks: list[int] | None = None, extra: bytes = b"") 
     return head + b"Transfer-Encoding: chunked\r\n\r\n" + coded + b"0\r\nX: y\r\n\r\n"
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 BODIES = st.one_of(
     st.binary(max_size=300), st.integers(0, 3 * MAX_HEAD_BYTES).map(lambda size: b"\r\n" * size)
 )
@@ -95,6 +96,13 @@ def test_a_connection_that_is_not_to_be_asked_again_is_known(data: bytes) -> Non
     assert not reply.reusable
 
 
+def test_a_refusal_that_does_not_say_how_long_it_is_keeps_its_status() -> None:
+    reply = feed(ReplyReader(most=MOST), b"HTTP/1.0 503 Service Unavailable\r\n\r\n<html>")
+
+    assert reply is not None
+    assert (reply.status, reply.reusable) == (503, False)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -108,6 +116,12 @@ def test_a_connection_that_is_not_to_be_asked_again_is_known(data: bytes) -> Non
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nabc", "longer than it says"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffff1\r\n", "at most 1048576"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"0" * 5000, "does not say"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", "does not say"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\ncontent-length: 1\r\n\r\n", "'gzip'"),
+        (CHUNKED + b"-5\r\nabcdefgh\r\n", "no chunk's size"),
+        (CHUNKED + b"1_0\r\n", "no chunk's size"),
+        (CHUNKED + b"0000000000000000f\r\n", "no chunk's size"),
+        (CHUNKED + b"0\r\n" + b"x: y\r\n" * MAX_HEAD_BYTES, "more than 65536 bytes end"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"x" * MAX_HEAD_BYTES, "more than 65536"),
     ],
 )

@@ -4,6 +4,7 @@ Whoever has bytes asks for `room`, fills it, and tells how much came. A body who
 is received where it stays. Source: RFC 9112.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ _VERSION: Final = b"HTTP/1."
 _TLS_ALERT: Final = b"\x15"
 _LINE: Final = b"\r\n"
 _END: Final = b"\r\n\r\n"
+_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,7 +26,7 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    """Names in lower case; of a name that came twice, the last value."""
+    """Names in lower case; of a name that came twice, both values with a comma between them."""
     body: bytes | memoryview
     reusable: bool
     """The connection may be asked again."""
@@ -96,10 +98,16 @@ class ReplyReader:
         return None
 
     def _read_body(self) -> Reply | None:
-        if self._headers.get("transfer-encoding", "").lower() == "chunked":
+        if (coding := self._headers.get("transfer-encoding", "").lower()) == "chunked":
             self._chunked = True
             return self._read_chunks()
+        if coding:
+            raise InvalidResponse(f"an answer is coded as {coding[:40]!r}, which is not understood")
         length = self._headers.get("content-length", "")
+        if not length and self._status != 200:  # a refusal of old kind, which its status explains
+            body = bytes(self._view[: self._filled])
+            self._headers["connection"] = "close"
+            return self._whole(body)
         if not (length.isascii() and length.isdigit() and len(length) < 16):
             raise InvalidResponse("an answer does not say how long it is")
         size = int(length)
@@ -135,6 +143,8 @@ class ReplyReader:
             size = _hexadecimal(bytes(raw[:end]))
             if size == 0:
                 if (stop := raw.find(_END, end)) < 0:
+                    if len(raw) > MAX_HEAD_BYTES:
+                        raise InvalidResponse(f"more than {MAX_HEAD_BYTES} bytes end an answer")
                     return None
                 return self._whole(bytes(chunks), rest=len(raw) - stop - len(_END))
             self._check(len(chunks) + size)
@@ -164,10 +174,11 @@ def _head(head: bytes) -> tuple[int, dict[str, str]]:
     version, _, rest = first.partition(" ")
     if not version.startswith("HTTP/1.") or not (rest[:3].isascii() and rest[:3].isdigit()):
         raise _no_http(first[:40].encode("latin-1"))
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
+        name, value = name.lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if version == "HTTP/1.0":
         headers["connection"] = "close"
     return int(rest[:3]), headers
@@ -181,7 +192,6 @@ def _no_http(given: bytes) -> InvalidResponse:
 
 def _hexadecimal(line: bytes) -> int:
     digits = line.partition(b";")[0].strip()
-    try:
-        return int(digits[:16], 16)
-    except ValueError:
-        raise InvalidResponse(f"{digits[:16]!r} is no chunk's size") from None
+    if not _SIZE.fullmatch(digits):
+        raise InvalidResponse(f"{digits[:16]!r} is no chunk's size")
+    return int(digits, 16)
