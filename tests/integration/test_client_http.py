@@ -1,7 +1,11 @@
 """What only connections of HTTP show: those that were closed, cut, shared, or lead elsewhere."""
 
 import asyncio
+import contextlib
+import re
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -115,6 +119,54 @@ async def test_a_call_that_was_given_up_leaves_nothing_to_the_next(kind: Kind) -
     np.testing.assert_array_equal(vectors[0], vector_of("b"))
 
 
+async def test_what_came_unasked_answers_nothing(kind: Kind) -> None:
+    stale = FakeNode(model="stale").described().SerializeToString()
+    unasked = threading.Event()
+
+    def talk(wire: socket.socket) -> None:
+        with wire, contextlib.suppress(ConnectionError):
+            while wire.recv(1 << 16):
+                wire.sendall(whole(INFO))
+                if not unasked.is_set():
+                    time.sleep(0.05)  # else it is seen together with the answer
+                    wire.sendall(whole(stale))
+                    unasked.set()
+
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        async with kind(f"http://127.0.0.1:{server.getsockname()[1]}", retries=ONCE) as client:
+            await client.info()
+            unasked.wait(WAIT_S)  # the loop reads nothing meanwhile
+            assert (await client.info()).model == "org/model-a"
+
+
+async def test_what_never_ends_ends_with_the_calls_time(kind: Kind) -> None:
+    endless = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(endless)
+                await writer.drain()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, asyncio.timeout(WAIT_S), kind(url, timeout_s=0.3) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.info()
+
+
+@pytest.mark.parametrize("timeout_s", [1e12, float("inf")])
+async def test_any_time_may_be_given(kind: Kind, timeout_s: float) -> None:
+    async with answering([whole(INFO)]) as (url, _), kind(url, timeout_s=timeout_s) as client:
+        assert (await client.info()).model == "org/model-a"
+
+
 async def test_a_gateway_that_answers_in_chunks_below_a_path_is_understood(kind: Kind) -> None:
     chunked = (
         b"HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -167,9 +219,10 @@ async def test_a_name_is_looked_up(kind: Kind) -> None:
     np.testing.assert_array_equal(vectors[0], vector_of("a"))
 
 
-async def test_a_name_that_nobody_knows_is_named(kind: Kind) -> None:
-    async with kind("http://nobody.invalid:80", retries=ONCE) as client:
-        with pytest.raises(Unavailable, match=r"nobody\.invalid.*cannot be looked up"):
+@pytest.mark.parametrize("name", ["nobody.invalid", "no..name", "x" * 70])
+async def test_a_name_that_nobody_knows_is_named(kind: Kind, name: str) -> None:
+    async with kind(f"http://{name}:80", retries=ONCE) as client:
+        with pytest.raises(Unavailable, match=f"{re.escape(name)}.*cannot be looked up"):
             await client.info()
 
 

@@ -28,9 +28,18 @@ FORKING = """
 import os, sys
 from embedkeep import Client
 
+def open_sockets():
+    links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(each).startswith("socket:") for each in links if os.path.exists(each))
+
+before_all = open_sockets()
 client = Client(sys.argv[1], timeout_s=30)
+client.embed([str(number) for number in range(1000)])  # several requests at once, in threads
 before = client.embed(["a"]).tobytes()
 if (child := os.fork()) == 0:
+    if open_sockets() != before_all:
+        os._exit(2)  # the parent's are open here
+    client.embed([str(number) for number in range(1000)])
     same = [client.embed(["a"]).tobytes() == before for _ in range(50)]
     os._exit(0 if all(same) else 1)
 same = [client.embed(["a"]).tobytes() == before for _ in range(50)]

@@ -119,6 +119,7 @@ def test_a_time_is_always_one_that_the_protocol_knows(timeout_s: float, said: st
         (reply(413, b"\xff\xfe"), InvalidRequest),
         (reply(301, b"[]"), Internal),
         (reply(500, b'{"code": 5}'), Internal),
+        (reply(503, b"[" * 100_000), Unavailable),
     ],
 )
 def test_a_refusal_keeps_its_class(answer: Reply, kind: type[EmbedKeepError]) -> None:
@@ -203,3 +204,13 @@ def test_idle_connections_are_closed_while_others_are_used() -> None:
 
     assert pool.over() == [idle]
     assert pool.take(busy.address, None, IDLE_S) is busy
+
+
+def test_idle_connections_to_what_a_name_stood_for_once_are_closed_too() -> None:
+    pool: Pool[str] = Pool()
+    gone, stays = kept("gone"), kept("stays")
+    stays.address = Address(PLACE, "10.0.0.2")
+    pool.put(gone, 0.0)
+    pool.put(stays, IDLE_S)
+
+    assert pool.over() == [gone]

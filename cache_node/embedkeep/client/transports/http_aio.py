@@ -13,7 +13,7 @@ from embedkeep.client.exchange import Metadata, Request, Response
 from embedkeep.client.transports import pooling
 from embedkeep.client.transports.messages import MAX_RECEIVE_BYTES, Asking, answer_of
 from embedkeep.client.transports.origins import Origin
-from embedkeep.client.transports.pooling import LEAST_S, Kept, Lost, Pool
+from embedkeep.client.transports.pooling import Kept, Lost, Pool
 from embedkeep.client.transports.reply import Reply, ReplyReader
 from embedkeep.client.transports.rotation import Address, Rotation
 from embedkeep.errors import InvalidResponse, Unavailable
@@ -32,6 +32,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Reply] | None = None
         self._ended: Exception | None = None
+        self._asked = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
@@ -78,6 +79,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._reader.begin()
         if self._ended is not None or self._transport is None or self._transport.is_closing():
             raise Lost(self._ended or "it was closed", begun=False)
+        if self._asked and not self._silent():
+            raise Lost("it was closed, or said something unasked", begun=False)
+        self._asked = True
         self._answer = asyncio.get_running_loop().create_future()
         if len(body) < pooling.SMALL_BYTES:
             self._transport.write(head + body)
@@ -87,6 +91,11 @@ class _Connection(asyncio.BufferedProtocol):
             return await self._answer
         finally:
             self._answer = None
+
+    def _silent(self) -> bool:
+        """Also where the loop was too busy to read what has come."""
+        wire = None if self._transport is None else self._transport.get_extra_info("socket")
+        return wire is None or pooling.silent(wire.fileno())
 
     def end(self) -> None:
         """Close it at once; whoever waits for its answer wakes up."""
@@ -132,6 +141,7 @@ class AsyncHttpTransport:
         Raises:
             EmbedKeepError: There is none.
         """
+        timeout_s = min(timeout_s, pooling.LONGEST_S)
         try:
             async with asyncio.timeout(timeout_s), self._room:
                 reply = await self._ask(request, metadata, self._clock() + timeout_s)
@@ -156,7 +166,7 @@ class AsyncHttpTransport:
             kept = await self._take()
             reusable = False
             try:
-                left_s = max(ends_at - self._clock(), LEAST_S)
+                left_s = ends_at - self._clock()
                 head = kept.asking.head(request, metadata, timeout_s=left_s, length=len(body))
                 reply = await kept.connection.ask(head, body)
                 reusable = reply.reusable
@@ -175,6 +185,8 @@ class AsyncHttpTransport:
 
     async def _take(self) -> _Kept:
         """A connection to the next node that has one or can be dialled."""
+        if self.closed:  # names are not looked up any more
+            raise Unavailable(CLOSED)
         why: object = "its name cannot be looked up"
         context = None if self._contexts is None else self._contexts.newest()
         for address in await self._addresses():
@@ -232,7 +244,8 @@ class AsyncHttpTransport:
         try:
             for origin in self._rotation.names:
                 found = []
-                with contextlib.suppress(OSError):
+                # UnicodeError: no name server could be asked for it
+                with contextlib.suppress(OSError, UnicodeError):
                     found = await loop.getaddrinfo(
                         origin.host, origin.port, type=socket.SOCK_STREAM
                     )

@@ -6,8 +6,10 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from embedkeep.channels import CLOSED, Credentials
@@ -15,13 +17,16 @@ from embedkeep.client.exchange import Metadata, Request, Response
 from embedkeep.client.transports import pooling
 from embedkeep.client.transports.messages import MAX_RECEIVE_BYTES, Asking, answer_of
 from embedkeep.client.transports.origins import Origin
-from embedkeep.client.transports.pooling import LEAST_S, Kept, Lost, Pool
+from embedkeep.client.transports.pooling import Kept, Lost, Pool
 from embedkeep.client.transports.reply import Reply, ReplyReader
 from embedkeep.client.transports.rotation import Address, Rotation
 from embedkeep.errors import Unavailable
 
 MAX_THREADS: Final = 256
-"""Of all calls that have several requests under way. Others need no thread of their own."""
+"""Of all calls that have several requests under way. Others need no thread of their own, and where
+all are taken a call sends its requests itself, one after the other."""
+PIECE_BYTES: Final = 256 << 10
+"""Of a body, sent at once: before each the time is looked at, since TLS starts it anew."""
 
 Clock = Callable[[], float]
 
@@ -32,9 +37,13 @@ class _Connection:
     def __init__(self, wire: socket.socket) -> None:
         self._wire = wire
         self._reader = ReplyReader(most=MAX_RECEIVE_BYTES)
+        self._asked = False
 
     def ask(self, head: bytes, body: bytes, left_s: Callable[[], float]) -> Reply:
         """Send a request and wait for its answer.
+
+        Args:
+            left_s: Raises TimeoutError where nothing is left.
 
         Raises:
             TimeoutError: It did not come in time.
@@ -44,12 +53,16 @@ class _Connection:
         reader, wire = self._reader, self._wire
         reader.begin()
         try:
-            wire.settimeout(left_s())
+            if self._asked and not self._silent():
+                raise Lost("it was closed, or said something unasked", begun=False)
+            self._asked = True
             if len(body) < pooling.SMALL_BYTES:
+                wire.settimeout(left_s())
                 wire.sendall(head + body)
             else:
+                wire.settimeout(left_s())
                 wire.sendall(head)
-                wire.sendall(body)
+                self._send_long(memoryview(body), left_s)
             while True:
                 wire.settimeout(left_s())
                 if not (count := wire.recv_into(reader.room())):
@@ -58,18 +71,36 @@ class _Connection:
                     return reply
         except TimeoutError:
             raise
-        except (OSError, ValueError) as error:  # ValueError: TLS, after `end`
+        except (OSError, ValueError) as error:  # ValueError: how Python says that it was closed
             raise Lost(error, begun=reader.begun) from error
 
-    def end(self) -> None:
-        """Wake up whoever waits for its answer in another thread, and close it."""
+    def _silent(self) -> bool:
+        if isinstance(self._wire, ssl.SSLSocket) and self._wire.pending():
+            return False
+        return pooling.silent(self._wire.fileno())
+
+    def _send_long(self, body: memoryview, left_s: Callable[[], float]) -> None:
+        while body:
+            self._wire.settimeout(left_s())
+            body = body[self._wire.send(body[:PIECE_BYTES]) :]
+
+    def wake(self) -> None:
+        """Have whoever waits for its answer in another thread find it lost, and end it.
+
+        Only who has it closes it: its number may be another connection's at once. And not as TLS
+        would shut it down, which goes on in plain text.
+        """
         with contextlib.suppress(OSError):  # it has ended already
-            self._wire.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Close it."""
+        self.wake()
         self._wire.close()
 
     def leave(self) -> None:
-        """Close it here; the process that this one was forked from has it still."""
-        self._wire.detach()
+        """Close it here only; the process that this one was forked from has it still."""
+        self._wire.close()
 
 
 _Kept = Kept[_Connection]
@@ -94,7 +125,7 @@ class _Flight:
         with self._lock:
             self._cancelled = True
             if self._kept is not None:
-                self._kept.connection.end()
+                self._kept.connection.wake()
 
     def holds(self, kept: _Kept | None) -> None:
         """It goes over this connection now.
@@ -135,14 +166,15 @@ class HttpTransport:
         self._origins = origins
         self.closed = False
         self._reset()
+        _TRANSPORTS.add(self)
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._rotation = Rotation(self._origins)
         self._pool: Pool[_Connection] = Pool()
         self._busy: set[_Kept] = set()
         self._threads: ThreadPoolExecutor | None = None
+        self._flights = 0
         self._looking_up: threading.Event | None = None
         """Set once what names stand for is known better. None: nobody looks."""
 
@@ -151,24 +183,27 @@ class HttpTransport:
         """There is something to close."""
         return not self.closed and (bool(self._busy) or not self._pool.empty)
 
-    def call(
-        self,
-        request: Request,
-        metadata: Metadata,
-        *,
-        timeout_s: float,
-        flight: _Flight | None = None,
-    ) -> Response:
+    def call(self, request: Request, metadata: Metadata, *, timeout_s: float) -> Response:
         """Send *request* and wait for its answer.
 
         Raises:
             EmbedKeepError: There is none.
         """
-        ends_at = self._clock() + timeout_s
-        body = request.SerializeToString()
+        return self._call(request, metadata, self._ends_at(timeout_s), None)
 
-        def left_s() -> float:
-            return max(ends_at - self._clock(), LEAST_S)
+    def _ends_at(self, timeout_s: float) -> float:
+        return self._clock() + min(timeout_s, pooling.LONGEST_S)
+
+    def _left_s(self, ends_at: float) -> float:
+        if (left_s := ends_at - self._clock()) <= 0:
+            raise TimeoutError
+        return left_s
+
+    def _call(
+        self, request: Request, metadata: Metadata, ends_at: float, flight: _Flight | None
+    ) -> Response:
+        body = request.SerializeToString()
+        left_s = partial(self._left_s, ends_at)
 
         while True:
             kept = self._take(ends_at)
@@ -210,34 +245,60 @@ class HttpTransport:
         Args:
             landed: Called, in any thread, once the answer or the error is there.
         """
+        ends_at = self._ends_at(timeout_s)
+        flight = _Flight()
+        flight.answer = self._submitted(partial(self._call, request, metadata, ends_at, flight))
+        flight.answer.add_done_callback(lambda _: landed())
+        return flight
+
+    def _submitted(self, call: Callable[[], Response]) -> "Future[Response]":
         with self._lock:
             if self.closed:
                 raise Unavailable(CLOSED)
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(MAX_THREADS, "embedkeep-http")
-        flight = _Flight()
-        flight.answer = self._threads.submit(
-            self.call, request, metadata, timeout_s=timeout_s, flight=flight
-        )
-        flight.answer.add_done_callback(lambda _: landed())
-        return flight
+            threads = self._threads if self._flights < MAX_THREADS else None
+            self._flights += 1
+        answer: Future[Response] = Future()
+
+        def fly() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+                answer.set_exception(error)
+            finally:
+                with self._lock:
+                    self._flights -= 1
+
+        if threads is None:  # in a queue its time would run out
+            fly()
+            return answer
+        try:
+            threads.submit(fly)
+        except RuntimeError as error:  # they were closed just now, or Python ends
+            with self._lock:
+                self._flights -= 1
+            if self.closed:
+                raise Unavailable(CLOSED) from error
+            raise
+        return answer
 
     def close(self) -> None:
         """Close all connections; calls under way raise Unavailable."""
         with self._lock:
             self.closed = True
             self._pool.drop_all()
-            ended = [*self._pool.over(), *self._busy]
+            idle, busy = self._pool.over(), list(self._busy)
             threads = self._threads
-        for kept in ended:
+        for kept in idle:
             kept.connection.end()
+        for kept in busy:
+            kept.connection.wake()
         if threads is not None:
             threads.shutdown(wait=False)
 
     def _take(self, ends_at: float) -> _Kept:
         """A connection to the next node that has one or can be dialled."""
-        if self._pid != os.getpid():
-            self._forked()
         why: object = "its name cannot be looked up"
         context = None if self._contexts is None else self._contexts.newest()
         for address in self._addresses(ends_at):
@@ -259,11 +320,14 @@ class HttpTransport:
 
     def _dial(self, address: Address, context: ssl.SSLContext | None, ends_at: float) -> _Kept:
         now = self._clock()
-        timeout_s = max(min(ends_at - now, pooling.DIAL_S), LEAST_S)
-        wire = socket.create_connection((address.ip, address.origin.port), timeout=timeout_s)
+        until = min(ends_at, now + pooling.DIAL_S)
+        wire = socket.create_connection(
+            (address.ip, address.origin.port), timeout=self._left_s(until)
+        )
         try:
             pooling.prepare(wire)
             if context is not None:
+                wire.settimeout(self._left_s(until))
                 wire = context.wrap_socket(
                     wire, server_hostname=self._server_name or address.origin.host
                 )
@@ -292,13 +356,14 @@ class HttpTransport:
             now = self._clock()
             looking_up = self._looking_up
             if looking_up is None and self._rotation.due(now):
-                looking_up = self._looking_up = threading.Event()
+                looking_up = threading.Event()
                 threading.Thread(  # whose wait for a name server nothing can cut short
                     target=self._look_up, args=(looking_up,), name="embedkeep-names", daemon=True
                 ).start()
+                self._looking_up = looking_up  # unless Python ends and starts no thread
             if (order := self._rotation.order(now)) or looking_up is None:
                 return order
-        if not looking_up.wait(max(ends_at - now, LEAST_S)):
+        if not looking_up.wait(ends_at - now):
             raise pooling.late(self._target)
         with self._lock:
             return self._rotation.order(now)
@@ -307,7 +372,7 @@ class HttpTransport:
         for origin in self._rotation.names:
             try:
                 found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-            except OSError:
+            except (OSError, UnicodeError):  # UnicodeError: no name server could be asked for it
                 found = []
             with self._lock:
                 if found:
@@ -336,9 +401,21 @@ class HttpTransport:
         for each in over:
             each.connection.end()
 
-    def _forked(self) -> None:
-        """What the parent has open is the parent's."""
+    def forked(self) -> None:
+        """What the parent has open is the parent's, and its threads are not here."""
         self._pool.drop_all()
         for kept in (*self._pool.over(), *self._busy):
             kept.connection.leave()
         self._reset()
+
+
+_TRANSPORTS: Final[weakref.WeakSet[HttpTransport]] = weakref.WeakSet()
+"""All there are."""
+
+
+def _forked() -> None:
+    for transport in list(_TRANSPORTS):
+        transport.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

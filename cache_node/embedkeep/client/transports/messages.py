@@ -121,6 +121,6 @@ def _refusal(reply: Reply) -> tuple[int, str]:
     try:
         body = json.loads(bytes(reply.body))
         return _CODES[body["code"]], str(body["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = bytes(reply.body[:200]).decode(errors="replace").strip()
         return _BY_STATUS.get(reply.status, 2), f"HTTP status {reply.status}: {text}"

@@ -1,5 +1,6 @@
 """Connections that are kept between requests; what both HTTP transports say, and their bounds."""
 
+import select
 import socket
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -15,14 +16,16 @@ AGE_S: Final = 300.0
 """How long one is used: how late a new certificate is shown, and a new node gets its share."""
 DIAL_S: Final = 3.0
 """How long one address is tried: a lost packet is sent again after 1 s."""
+SWEEP_S: Final = 1.0
+"""How often connections that idle too long are looked for."""
 SMALL_BYTES: Final = 64 << 10
 """A body below it is copied behind its head, to go out in one piece."""
 
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 2))
 """A node that vanished without a word is noticed within 40 s, also by a request that waits long."""
 
-LEAST_S: Final = 0.001
-"""A socket's timeout of 0 would mean not to wait at all."""
+LONGEST_S: Final = 24 * 3600.0
+"""Of one request: a socket cannot be told to wait for longer than some weeks."""
 
 ConnectionT = TypeVar("ConnectionT")
 
@@ -60,6 +63,7 @@ class Pool(Generic[ConnectionT]):
     def __init__(self) -> None:
         self._idle: dict[Address, list[Kept[ConnectionT]]] = {}
         self._over: list[Kept[ConnectionT]] = []
+        self._swept_at = float("-inf")
 
     def take(self, address: Address, context: object, now: float) -> Kept[ConnectionT] | None:
         """The one that was used last; None: a new one is to be made."""
@@ -78,10 +82,10 @@ class Pool(Generic[ConnectionT]):
     def put(self, kept: Kept[ConnectionT], now: float) -> None:
         """It has answered."""
         kept.used, kept.idle_since = True, now
-        idle = self._idle.setdefault(kept.address, [])
-        while idle and now - idle[0].idle_since >= IDLE_S:
-            self._over.append(idle.pop(0))
-        idle.append(kept)
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            self._sweep(now)
+        self._idle.setdefault(kept.address, []).append(kept)
 
     def drop(self, address: Address) -> None:
         """None of that address can be trusted any more."""
@@ -97,6 +101,14 @@ class Pool(Generic[ConnectionT]):
         over, self._over = self._over, []
         return over
 
+    def _sweep(self, now: float) -> None:
+        """Of all addresses: one that its name no longer stands for is never asked for again."""
+        for address, idle in list(self._idle.items()):
+            while idle and now - idle[0].idle_since >= IDLE_S:
+                self._over.append(idle.pop(0))
+            if not idle:
+                del self._idle[address]
+
     @property
     def empty(self) -> bool:
         """There is nothing to close."""
@@ -110,6 +122,16 @@ def prepare(wire: socket.socket) -> None:
     for name, value in _KEEPALIVE:
         if (option := getattr(socket, name, None)) is not None:  # macOS lacks some
             wire.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def silent(wire: int) -> bool:
+    """Nothing waits to be read from this file descriptor, not even its end.
+
+    What does before a request is sent answers none, or something else.
+    """
+    poll = select.poll()
+    poll.register(wire, select.POLLIN)
+    return not poll.poll(0)
 
 
 def late(target: str) -> DeadlineExceeded:
