@@ -18,6 +18,9 @@ OVERHEAD_BYTES: Final = FACTS.itemsize + BYTES_A_SLOT + NOTES_BYTES_A_SLOT
 """Of an entry beside its vector: what its record's header says; its key; and what the policy
 notes."""
 
+_BATCH: Final = 8
+"""From so many entries on, numpy's calls cost less than storing one by one."""
+
 
 class Arena:
     """Entries of one space.
@@ -95,10 +98,16 @@ class Arena:
         self._facts[slot] = (entry.tokens, entry.flags, entry.device_ns, entry.born_s)
 
     def put_all(self, keys: Sequence[Key], entries: Entries, tenant: bytes) -> None:
-        """As `put`, of many at once, all different; several times as fast."""
+        """As `put`, of many in their order; several times as fast for a large batch.
+
+        Room is made for all of them before the first is stored, so that none goes for another;
+        only more than the tenant's share, or a batch with repeats, is stored as `put` would.
+        """
         if self.capacity == 0:
             return
-        if not self._make_room(keys, tenant):
+        # A key that stands there twice would get two slots, and keep one when it is forgotten.
+        fits = len(set(keys)) == len(keys) and self._make_room(keys, tenant)
+        if not fits or len(keys) < _BATCH:
             for key, entry in zip(keys, entries, strict=True):
                 self.put(key, entry, tenant)
             return
