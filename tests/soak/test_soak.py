@@ -78,7 +78,8 @@ spec:
 class Load:
     """Callers that never stop asking, and what they were told."""
 
-    client: AsyncClient
+    clients: tuple[AsyncClient, ...]
+    """One for each way to the nodes; a request goes over any."""
     texts: list[str]
     answers: dict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     """Digests of all vectors that were answered for each text."""
@@ -107,25 +108,26 @@ class Load:
                 await asyncio.sleep(0.01)  # who is refused asks again later
 
     async def _one(self, batch: list[str], choice: random.Random) -> None:
+        client = choice.choice(self.clients)
         match choice.randrange(40):
             case 0:
-                await self.client.invalidate(batch, timeout_s=5)
+                await client.invalidate(batch, timeout_s=5)
                 return
             case 1:
-                await self.client.invalidate_all(timeout_s=5)
+                await client.invalidate_all(timeout_s=5)
                 return
             case 2:  # a caller that leaves early
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(choice.random() * 0.02):
-                        await self.client.embed(batch, timeout_s=5)
+                        await client.embed(batch, timeout_s=5)
                 return
             case 3:
                 how = CacheControl(no_cache=True)
-                vectors = await self.client.embed(batch, timeout_s=5, cache=how)
+                vectors = await client.embed(batch, timeout_s=5, cache=how)
             case 4 | 5:
-                vectors = await self.client.embed(batch, timeout_s=5, priority=Priority.BULK)
+                vectors = await client.embed(batch, timeout_s=5, priority=Priority.BULK)
             case _:
-                vectors = await self.client.embed(batch, timeout_s=5)
+                vectors = await client.embed(batch, timeout_s=5)
         self._take(batch, [row.tobytes() for row in vectors])
 
     async def ask_over_http(self, session: aiohttp.ClientSession, url: str, seed: int) -> None:
@@ -230,10 +232,11 @@ async def test_no_answer_is_wrong_and_nothing_grows(tmp_path: Path) -> None:
     done: Counter[str] = Counter()
     async with (
         Local(tmp_path / "cache.yaml", state_dir=tmp_path / "state", wait_s=PATIENCE_S) as running,
-        AsyncClient(running.address) as client,
+        AsyncClient(running.url) as over_http,
+        AsyncClient(running.address) as over_grpc,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HTTP_S)) as session,
     ):
-        load = Load(client=client, texts=sorted(set(sample()))[:TEXTS])
+        load = Load(clients=(over_http, over_grpc), texts=sorted(set(sample()))[:TEXTS])
         began = time.monotonic()
         endless: list[Awaitable[None]] = [
             *(load.ask(SEED * 1000 + caller) for caller in range(CALLERS)),
