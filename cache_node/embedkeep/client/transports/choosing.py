@@ -8,7 +8,7 @@ from embedkeep.client.transports.grpc_aio import AsyncGrpcTransport
 from embedkeep.client.transports.grpc_sync import GrpcTransport
 from embedkeep.client.transports.http_aio import AsyncHttpTransport
 from embedkeep.client.transports.http_sync import HttpTransport
-from embedkeep.client.transports.origins import is_http, origins_of
+from embedkeep.client.transports.origins import Origin, is_http, origins_of
 
 if TYPE_CHECKING:
     import ssl
@@ -28,9 +28,7 @@ def transport_to(target: str | Sequence[str], tls: "ClientTls | None") -> Transp
     """
     name = None if tls is None else tls.server_name
     if is_http(target):
-        origins = origins_of(target, tls=tls is not None)
-        contexts = _contexts(tls, secure=origins[0].secure)
-        return HttpTransport(shown(target), origins, contexts, server_name=name)
+        return HttpTransport(shown(target), *_over_http(target, tls), server_name=name)
     return GrpcTransport(target_of(target), credentials(tls), server_name=name)
 
 
@@ -38,9 +36,7 @@ def async_transport_to(target: str | Sequence[str], tls: "ClientTls | None") -> 
     """For asyncio; as `transport_to`."""
     name = None if tls is None else tls.server_name
     if is_http(target):
-        origins = origins_of(target, tls=tls is not None)
-        contexts = _contexts(tls, secure=origins[0].secure)
-        return AsyncHttpTransport(shown(target), origins, contexts, server_name=name)
+        return AsyncHttpTransport(shown(target), *_over_http(target, tls), server_name=name)
     return AsyncGrpcTransport(target_of(target), credentials(tls), server_name=name)
 
 
@@ -56,11 +52,14 @@ def shown(target: str | Sequence[str]) -> str:
     return target if isinstance(target, str) else ",".join(target)
 
 
-def _contexts(tls: "ClientTls | None", *, secure: bool) -> "Credentials[ssl.SSLContext] | None":
-    if not secure:
-        return None
+def _over_http(
+    target: str | Sequence[str], tls: "ClientTls | None"
+) -> "tuple[tuple[Origin, ...], Credentials[ssl.SSLContext] | None]":
+    origins = origins_of(target, tls=tls is not None)
+    if not origins[0].secure:
+        return origins, None
     # pydantic only where it is used
     from embedkeep.config import ClientTls  # noqa: PLC0415
     from embedkeep.tls import FollowedCredentials, client_context  # noqa: PLC0415
 
-    return FollowedCredentials(tls or ClientTls(), client_context)
+    return origins, FollowedCredentials(tls or ClientTls(), client_context)
