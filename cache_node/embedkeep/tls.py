@@ -113,7 +113,12 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=tls.ca_file)
     context.set_alpn_protocols(["http/1.1"])
     if tls.cert_file is not None:
-        context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+        try:
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+        except ssl.SSLError as error:  # Python's rules on what is too weak are stricter than gRPC's
+            raise InvalidConfig(
+                f"{tls.cert_file} cannot be shown over HTTP: {error.reason}", field="tls.cert_file"
+            ) from error
     return context
 
 

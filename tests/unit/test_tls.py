@@ -1,7 +1,12 @@
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from embedkeep.config import ClientTls, ServerTls
 from embedkeep.errors import InvalidConfig
@@ -10,6 +15,7 @@ from embedkeep.tls import (
     FollowedCredentials,
     channel_credentials,
     channel_options,
+    client_context,
     server_credentials,
 )
 from support.certificates import Authority
@@ -155,3 +161,31 @@ def test_files_that_do_not_fit_keep_a_clients_last_good_ones(tmp_path: Path, har
 
     assert meanwhile is before
     assert given.credentials.newest() is not before
+
+
+def test_a_certificate_too_weak_to_be_shown_over_http_is_named(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # the test
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "weak")])
+    now = datetime.now(UTC)
+    weak = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(weak.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+    with pytest.raises(InvalidConfig, match=r"cert\.pem cannot be shown.*KEY_TOO_SMALL"):
+        client_context(ClientTls(cert_file=cert_file, key_file=key_file))

@@ -43,6 +43,7 @@ def connect(status: int, code: str, **headers: str) -> Reply:
     [
         ("http://10.0.0.1", [PLACE]),
         ("http://10.0.0.1:80/", [PLACE]),
+        ("HTTP://10.0.0.1", [PLACE]),
         ("https://Docs.test", [Origin(secure=True, host="docs.test", port=443)]),
         ("http://[::1]:8080", [Origin(secure=False, host="::1", port=8080)]),
         ("http://a:1/x/y", [Origin(secure=False, host="a", port=1, path="/x/y")]),

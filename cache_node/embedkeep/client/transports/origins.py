@@ -43,7 +43,7 @@ class Origin:
 
 def is_http(target: str | Sequence[str]) -> bool:
     """Whether any of *target* is a URL, so that all must be."""
-    return any(each.startswith(SCHEMES) for each in _each(target))
+    return any(each.lower().startswith(SCHEMES) for each in _each(target))
 
 
 def origins_of(target: str | Sequence[str], *, tls: bool) -> tuple[Origin, ...]:
