@@ -169,7 +169,7 @@ async def test_nodes_and_the_embedder_may_die_or_hang_while_callers_ask(place: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 async def test_nothing_outlives_up(place: Place, number: signal.Signals) -> None:
     async with up(place) as running:
-        await running.until("ready: embedkeep embed --address ipv4:127.0.0.1:")
+        await running.until("ready: embedkeep embed --address http://127.0.0.1:")
         pids = pids_of(place)
         assert len(pids) == 7
 
