@@ -4,14 +4,17 @@ What a single message is answered with is `unary`'s business.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import structlog
 
 from embedkeep.errors import EmbedKeepError, Retryable, code_of
 from embedkeep.node.calls import Calls
-from embedkeep.node.unary import Metadata, Unary
+from embedkeep.node.trace import trace_of
+from embedkeep.node.unary import Sender, Unary
 from embedkeep.refusal import Context, refuse
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
 
@@ -23,7 +26,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
 
     Args:
         unary: Answers.
-        calls: Streams are counted in as calls.
+        calls: Who may call, and how many there may be.
         max_stream_requests: Of one stream, answered at once.
     """
 
@@ -42,7 +45,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.EmbedResponse:
         """See the .proto file."""
         try:
-            return await self._unary.embed(request, _metadata(context), context.time_remaining())
+            with self._let_in(context) as sender:
+                return await self._unary.embed(request, sender)
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -51,7 +55,7 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> None:
         """See the .proto file."""
         try:
-            with self._calls.entered(_metadata(context)):
+            with self._let_in(context):
                 await self._stream(request_iterator, context)
         except EmbedKeepError as error:
             await refuse(context, error)
@@ -61,9 +65,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.ImportResponse:
         """See the .proto file."""
         try:
-            return await self._unary.import_pairs(
-                request, _metadata(context), context.time_remaining()
-            )
+            with self._let_in(context) as sender:
+                return await self._unary.import_pairs(request, sender)
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -72,9 +75,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.InvalidateResponse:
         """See the .proto file."""
         try:
-            return await self._unary.invalidate(
-                request, _metadata(context), context.time_remaining()
-            )
+            with self._let_in(context) as sender:
+                return await self._unary.invalidate(request, sender)
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -83,7 +85,8 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.InfoResponse:
         """See the .proto file."""
         try:
-            return await self._unary.info(request, _metadata(context), context.time_remaining())
+            # Not counted in: a full node still says what it is.
+            return await self._unary.info(request, self._sender(context))
         except EmbedKeepError as error:
             await refuse(context, error)
 
@@ -114,9 +117,9 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
     ) -> cache_pb2.EmbedStreamResponse:
         timeout_s = message.timeout_ms / 1000 if message.timeout_ms else None
         try:
-            response = await self._unary.embed_in_stream(
-                message.request, _metadata(context), timeout_s
-            )
+            # Each time: a key may be withdrawn while its stream lasts.
+            sender = replace(self._sender(context), left_s=timeout_s)
+            response = await self._unary.embed(message.request, sender)
         except EmbedKeepError as error:
             after_s = error.retry_after_s if isinstance(error, Retryable) else None
             return cache_pb2.EmbedStreamResponse(
@@ -150,6 +153,14 @@ class CacheService(cache_pb2_grpc.EmbeddingCacheServicer):
             if read is not None:
                 read.cancel()
 
+    @contextmanager
+    def _let_in(self, context: Context) -> Iterator[Sender]:
+        """Count a call in while the block runs."""
+        metadata = context.invocation_metadata() or ()
+        with self._calls.entered(metadata) as tenant:
+            yield Sender(tenant=tenant, trace=trace_of(metadata), left_s=context.time_remaining())
 
-def _metadata(context: Context) -> Metadata:
-    return context.invocation_metadata() or ()
+    def _sender(self, context: Context) -> Sender:
+        """Whose a message is, without counting."""
+        metadata = context.invocation_metadata() or ()
+        return Sender(tenant=self._calls.caller(metadata), trace=trace_of(metadata))

@@ -1,10 +1,10 @@
 """The service's unary calls, message in and message out, whichever way they came.
 
-gRPC (`service`) and HTTP (`http.connect`) put their own words around it: how a caller is named,
-what time it has left, and how an error is said.
+gRPC (`service`) and HTTP (`http.connect`) put their own words around it: who sends, what time is
+left, how many calls there may be, and how an error is said.
 """
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
@@ -21,12 +21,9 @@ from embedkeep.node.exchange import Answer, Request, check
 from embedkeep.node.imports import Importer
 from embedkeep.node.imports_wire import batch_of, response_of
 from embedkeep.node.tenants import Partition
-from embedkeep.node.trace import Trace, trace_of
+from embedkeep.node.trace import Trace
 from embedkeep.node.wire import SOURCES, URGENCIES
 from embedkeep.v1 import cache_pb2
-
-Metadata = Iterable[tuple[str, str | bytes]]
-"""What stands beside a message: names in lower case, as gRPC has them, and values."""
 
 MESSAGE_CHARS: Final = 200
 """Longest message of one row's error. A call's own error is never cut."""
@@ -45,18 +42,28 @@ _WIRE_ENCODINGS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """Whose message it is."""
+
+    tenant: Partition
+    trace: Trace | None = None
+    left_s: float | None = None
+    """Of its time, seconds. None: it did not say."""
+
+
 class Unary:
     """Answers one cache's unary calls.
 
-    Every method takes a message and, of its caller, the metadata and how many seconds it still
-    has (None: it did not say), and raises `EmbedKeepError` for what it cannot answer.
+    Every method takes a message of somebody who was let in, and raises `EmbedKeepError` for what it
+    cannot answer.
 
     Args:
         config: Names, prompts and limits.
         cache: Answers.
         importer: Takes in what callers bring.
         agreement: What is served.
-        calls: Who may call, and how much.
+        calls: What a call may ask for.
     """
 
     def __init__(
@@ -75,57 +82,35 @@ class Unary:
         self._calls = calls
 
     async def embed(
-        self, request: cache_pb2.EmbedRequest, metadata: Metadata, left_s: float | None
+        self, request: cache_pb2.EmbedRequest, sender: Sender
     ) -> cache_pb2.EmbedResponse:
         """A row for each text."""
-        with self._calls.entered(metadata) as tenant:
-            return render(*await self._answer(request, tenant, trace_of(metadata), left_s))
+        return render(*await self._answer(request, sender))
 
-    async def embed_encoded(
-        self, request: cache_pb2.EmbedRequest, metadata: Metadata, left_s: float | None
-    ) -> bytes:
+    async def embed_encoded(self, request: cache_pb2.EmbedRequest, sender: Sender) -> bytes:
         """As `embed`, and serialized."""
-        with self._calls.entered(metadata) as tenant:
-            return encode(*await self._answer(request, tenant, trace_of(metadata), left_s))
-
-    async def embed_in_stream(
-        self, request: cache_pb2.EmbedRequest, metadata: Metadata, left_s: float | None
-    ) -> cache_pb2.EmbedResponse:
-        """As `embed`, within a call that is counted in already.
-
-        Its key is looked at each time: it may be withdrawn while the stream lasts.
-        """
-        tenant = self._calls.caller(metadata)
-        return render(*await self._answer(request, tenant, trace_of(metadata), left_s))
+        return encode(*await self._answer(request, sender))
 
     async def import_pairs(
-        self, request: cache_pb2.ImportRequest, metadata: Metadata, left_s: float | None
+        self, request: cache_pb2.ImportRequest, sender: Sender
     ) -> cache_pb2.ImportResponse:
         """Keep what the caller brings."""
-        with self._calls.entered(metadata) as tenant:
-            check_count(len(request.inputs), most=self._calls.max_message_inputs)
-            prompt = self._calls.prompt(request.model, request.prompt)
-            batch = batch_of(request, prompt=prompt, space=self._cache.serving())
-            taken = await self._importer.take(
-                batch, tenant, timeout_s=self._calls.timeout_s(left_s)
-            )
-            return response_of(taken)
+        check_count(len(request.inputs), most=self._calls.max_message_inputs)
+        prompt = self._calls.prompt(request.model, request.prompt)
+        batch = batch_of(request, prompt=prompt, space=self._cache.serving())
+        timeout_s = self._calls.timeout_s(sender.left_s)
+        return response_of(await self._importer.take(batch, sender.tenant, timeout_s=timeout_s))
 
     async def invalidate(
-        self, request: cache_pb2.InvalidateRequest, metadata: Metadata, left_s: float | None
+        self, request: cache_pb2.InvalidateRequest, sender: Sender
     ) -> cache_pb2.InvalidateResponse:
         """Forget; it takes the time it takes, since half of it would help nobody."""
-        del left_s
-        with self._calls.entered(metadata) as tenant:
-            await self._invalidate(request, tenant)
-            return cache_pb2.InvalidateResponse(epoch=tenant.epoch)
+        await self._invalidate(request, sender.tenant)
+        return cache_pb2.InvalidateResponse(epoch=sender.tenant.epoch)
 
-    async def info(
-        self, request: cache_pb2.InfoRequest, metadata: Metadata, left_s: float | None
-    ) -> cache_pb2.InfoResponse:
-        """What is served. Not counted in: a full node still says what it is."""
-        del request, left_s
-        tenant = self._calls.caller(metadata)
+    async def info(self, request: cache_pb2.InfoRequest, sender: Sender) -> cache_pb2.InfoResponse:
+        """What is served."""
+        del request
         config, space = self._config, self._cache.space
         return cache_pb2.InfoResponse(
             version=version("embedkeep"),
@@ -135,7 +120,7 @@ class Unary:
             fingerprint=space.fingerprint if space else "",
             dimensions=space.dimensions if space else 0,
             max_tokens=space.max_tokens if space else 0,
-            epoch=tenant.epoch,
+            epoch=sender.tenant.epoch,
             max_inputs=self._calls.max_message_inputs,
             max_input_bytes=config.limits.max_input_bytes,
             max_message_bytes=config.limits.max_message_bytes,
@@ -157,14 +142,11 @@ class Unary:
         return tiers
 
     async def _answer(
-        self,
-        request: cache_pb2.EmbedRequest,
-        tenant: Partition,
-        trace: Trace | None,
-        left_s: float | None,
+        self, request: cache_pb2.EmbedRequest, sender: Sender
     ) -> tuple[Answer, views.View]:
-        asked = self._parse(request, trace=trace)
-        answer = await self._calls.answer(asked, tenant, timeout_s=self._calls.timeout_s(left_s))
+        asked = self._parse(request, trace=sender.trace)
+        timeout_s = self._calls.timeout_s(sender.left_s)
+        answer = await self._calls.answer(asked, sender.tenant, timeout_s=timeout_s)
         return answer, asked.view
 
     async def _invalidate(self, request: cache_pb2.InvalidateRequest, tenant: Partition) -> None:

@@ -7,6 +7,7 @@ embedkeep's own clients can use it. Any Connect client can. Source: connectrpc.c
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -18,7 +19,8 @@ from embedkeep.errors import CODES, EmbedKeepError, InvalidRequest
 from embedkeep.node.calls import Calls
 from embedkeep.node.http import bodies, headers
 from embedkeep.node.http.routes import Handler, Misdirected, Route, hints, json_response
-from embedkeep.node.unary import Metadata, Unary
+from embedkeep.node.trace import trace_of
+from embedkeep.node.unary import Sender, Unary
 from embedkeep.node.wire import SERVICE
 from embedkeep.refusal import malformed
 from embedkeep.v1 import cache_pb2
@@ -43,7 +45,7 @@ _STATUSES: Final[Mapping[str, int]] = MappingProxyType(
 """Connect's table, as far as our errors reach."""
 
 RequestT = TypeVar("RequestT", bound=Message)
-Serve = Callable[[RequestT, Metadata, float | None], Awaitable[Message | bytes]]
+Serve = Callable[[RequestT, Sender], Awaitable[Message | bytes]]
 """One of `Unary`'s methods."""
 
 
@@ -68,19 +70,18 @@ class Connect:
             "Embed": self._handler(unary.embed_encoded, cache_pb2.EmbedRequest),
             "Import": self._handler(unary.import_pairs, cache_pb2.ImportRequest),
             "Invalidate": self._handler(unary.invalidate, cache_pb2.InvalidateRequest),
-            "Info": self._handler(unary.info, cache_pb2.InfoRequest),
+            "Info": self._handler(unary.info, cache_pb2.InfoRequest, counted=False),
         }
         return {
             f"/{SERVICE}/{name}": Route(handlers={"POST": handler}, refuse=refuse)
             for name, handler in handlers.items()
         }
 
-    def _handler(self, serve: Serve[RequestT], kind: type[RequestT]) -> Handler:
-        now = asyncio.get_running_loop().time
-
+    def _handler(
+        self, serve: Serve[RequestT], kind: type[RequestT], *, counted: bool = True
+    ) -> Handler:
         async def handle(request: web.BaseRequest) -> web.Response:
             left_s = _timeout_s(request.headers.get(TIMEOUT))
-            ends_s = now() + self._calls.timeout_s(left_s)
             if request.content_type != PROTO:
                 raise Misdirected(
                     f"content-type: {request.content_type[: bodies.MAX_SHOWN]} is not taken; "
@@ -89,17 +90,31 @@ class Connect:
                     headers={"accept-post": PROTO},
                 )
             metadata = headers.metadata(request.headers)
-            self._calls.caller(metadata)  # a stranger's body is not read
-            data = await bodies.raw(request, most=self._most, ends_s=ends_s)
-            try:
-                message = kind.FromString(data)
-            except DecodeError as error:
-                raise malformed(error) from error
-            answer = await serve(message, metadata, None if left_s is None else ends_s - now())
-            body = answer if isinstance(answer, bytes) else answer.SerializeToString()
-            return web.Response(body=body, content_type=PROTO)
+            if not counted:
+                sender = Sender(tenant=self._calls.caller(metadata), left_s=left_s)
+                return await self._answer(request, serve, kind, sender)
+            # Before its body is read, which takes room.
+            with self._calls.entered(metadata) as tenant:
+                sender = Sender(tenant=tenant, trace=trace_of(metadata), left_s=left_s)
+                return await self._answer(request, serve, kind, sender)
 
         return handle
+
+    async def _answer(
+        self, request: web.BaseRequest, serve: Serve[RequestT], kind: type[RequestT], sender: Sender
+    ) -> web.Response:
+        now = asyncio.get_running_loop().time
+        ends_s = now() + self._calls.timeout_s(sender.left_s)
+        data = await bodies.raw(request, most=self._most, ends_s=ends_s)
+        try:
+            message = kind.FromString(data)
+        except DecodeError as error:
+            raise malformed(error) from error
+        if sender.left_s is not None:
+            sender = replace(sender, left_s=ends_s - now())
+        answer = await serve(message, sender)
+        body = answer if isinstance(answer, bytes) else answer.SerializeToString()
+        return web.Response(body=body, content_type=PROTO)
 
 
 def refuse(error: EmbedKeepError) -> web.Response:
