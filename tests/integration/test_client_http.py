@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from embedkeep import Retries
-from embedkeep.errors import DeadlineExceeded, InvalidResponse, NotBuilt, Unavailable
+from embedkeep.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    InvalidResponse,
+    NotBuilt,
+    Unavailable,
+)
 from support.clients import AsyncOverHttp, Kind, ThreadedOverHttp
 from support.fake_node import FakeNode, running, vector_of
 from support.valkey import free_port
@@ -234,3 +240,29 @@ async def test_many_calls_at_once_get_their_own_answers(kind: Kind) -> None:
 
     for texts, vectors in zip(batches, answers, strict=True):
         np.testing.assert_array_equal(vectors, [vector_of(text) for text in texts])
+
+
+async def test_a_refusal_that_comes_before_all_was_sent_is_heard(kind: Kind) -> None:
+    refusal = b'{"code": "invalid_argument", "message": "too much"}'
+    answer = (
+        b"HTTP/1.1 413 Content Too Large\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(refusal), refusal)
+    )
+
+    node = FakeNode(max_message_bytes=32 << 20, max_input_bytes=32 << 20)
+    info = node.described().SerializeToString()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(whole(info) if b"/Info " in head else answer)
+        await writer.drain()
+        if b"/Info " not in head:
+            await reader.readexactly(1 << 17)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with kind(url, retries=ONCE, timeout_s=WAIT_S) as client:
+            with pytest.raises(InvalidRequest, match="too much"):
+                await client.embed(["x" * (24 << 20)])

@@ -1,6 +1,5 @@
 """HTTP for threads: connections that are kept, one for each request under way."""
 
-import contextlib
 import os
 import socket
 import ssl
@@ -15,95 +14,20 @@ from typing import Final
 from embedkeep.channels import CLOSED, Credentials
 from embedkeep.client.exchange import Metadata, Request, Response
 from embedkeep.client.transports import pooling
-from embedkeep.client.transports.messages import MAX_RECEIVE_BYTES, Asking, answer_of
+from embedkeep.client.transports.http_connection import Connection
+from embedkeep.client.transports.messages import Asking, answer_of
 from embedkeep.client.transports.origins import Origin
 from embedkeep.client.transports.pooling import Kept, Lost, Pool
-from embedkeep.client.transports.reply import Reply, ReplyReader
 from embedkeep.client.transports.rotation import Address, Rotation
 from embedkeep.errors import Unavailable
 
 MAX_THREADS: Final = 256
 """Of all calls that have several requests under way. Others need no thread of their own, and where
 all are taken a call sends its requests itself, one after the other."""
-PIECE_BYTES: Final = 256 << 10
-"""Of a body, sent at once: before each the time is looked at, since TLS starts it anew."""
-
 Clock = Callable[[], float]
 
 
-class _Connection:
-    """One connection, for one request at a time."""
-
-    def __init__(self, wire: socket.socket) -> None:
-        self._wire = wire
-        self._reader = ReplyReader(most=MAX_RECEIVE_BYTES)
-        self._asked = False
-
-    def ask(self, head: bytes, body: bytes, left_s: Callable[[], float]) -> Reply:
-        """Send a request and wait for its answer.
-
-        Args:
-            left_s: Raises TimeoutError where nothing is left.
-
-        Raises:
-            TimeoutError: It did not come in time.
-            Lost: The connection ended before.
-            InvalidResponse: It is none of HTTP.
-        """
-        reader, wire = self._reader, self._wire
-        reader.begin()
-        try:
-            if self._asked and not self._silent():
-                raise Lost("it was closed, or said something unasked", begun=False)
-            self._asked = True
-            if len(body) < pooling.SMALL_BYTES:
-                wire.settimeout(left_s())
-                wire.sendall(head + body)
-            else:
-                wire.settimeout(left_s())
-                wire.sendall(head)
-                self._send_long(memoryview(body), left_s)
-            while True:
-                wire.settimeout(left_s())
-                if not (count := wire.recv_into(reader.room())):
-                    raise Lost("the other side has closed it", begun=reader.begun)
-                if (reply := reader.received(count)) is not None:
-                    return reply
-        except TimeoutError:
-            raise
-        except (OSError, ValueError) as error:  # ValueError: how Python says that it was closed
-            raise Lost(error, begun=reader.begun) from error
-
-    def _silent(self) -> bool:
-        if isinstance(self._wire, ssl.SSLSocket) and self._wire.pending():
-            return False
-        return pooling.silent(self._wire.fileno())
-
-    def _send_long(self, body: memoryview, left_s: Callable[[], float]) -> None:
-        while body:
-            self._wire.settimeout(left_s())
-            body = body[self._wire.send(body[:PIECE_BYTES]) :]
-
-    def wake(self) -> None:
-        """Have whoever waits for its answer in another thread find it lost, and end it.
-
-        Only who has it closes it: its number may be another connection's at once. And not as TLS
-        would shut it down, which goes on in plain text.
-        """
-        with contextlib.suppress(OSError):  # it has ended already
-            socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
-
-    def end(self) -> None:
-        """Close it."""
-        self.wake()
-        self._wire.close()
-
-    def leave(self) -> None:
-        """Close it here only; the process that this one was forked from has it still."""
-        self._wire.close()
-
-
-_Kept = Kept[_Connection]
+_Kept = Kept[Connection]
 
 
 class _Flight:
@@ -171,7 +95,7 @@ class HttpTransport:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._rotation = Rotation(self._origins)
-        self._pool: Pool[_Connection] = Pool()
+        self._pool: Pool[Connection] = Pool()
         self._busy: set[_Kept] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._flights = 0
@@ -335,7 +259,7 @@ class HttpTransport:
             wire.close()
             raise
         kept = Kept(
-            connection=_Connection(wire),
+            connection=Connection(wire),
             address=address,
             asking=self._askings[address.origin],
             context=context,
