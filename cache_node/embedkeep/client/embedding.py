@@ -59,6 +59,9 @@ class Learned:
     """None: not asked yet, the model or the limits have changed since, or no embedder was seen yet,
     so that how much fits an answer is not known."""
 
+    plain: tuple[CacheInfo, PartLimits] | None = None
+    """What a request of a call without options may hold, by what was known then."""
+
     def take(self, info: CacheInfo) -> None:
         """Keep *info* for calls to come, where it tells all."""
         self.info = info if info.dimensions else None
@@ -208,6 +211,15 @@ class EmbedExchange(Exchange):
         return UTF8_BYTES * max(lengths) <= longest and most + limits.base_bytes <= limits.max_bytes
 
     def _limits(self, info: CacheInfo) -> PartLimits:
+        """Of a request to who serves *info*; of the usual call they are worked out once."""
+        if self._ask is not PLAIN:
+            return self._worked_out(info)
+        learned = self._setting.learned
+        if learned.plain is None or learned.plain[0] is not info:
+            learned.plain = (info, self._worked_out(info))
+        return learned.plain[1]
+
+    def _worked_out(self, info: CacheInfo) -> PartLimits:
         base = request_of((), self._ask, self._setting.encoding).ByteSize()
         most = info.max_inputs
         if dimensions := self._ask.dimensions or info.dimensions:
