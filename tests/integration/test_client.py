@@ -222,7 +222,7 @@ async def test_an_answer_that_does_not_fit_is_an_error_of_its_own(
 ) -> None:
     node.spoil = lambda response: response.sources.pop()
     async with kind(address) as client:
-        with pytest.raises(InvalidResponse, match="1 sources for 2 inputs"):
+        with pytest.raises(InvalidResponse, match="1 sources, 2 statuses and 2 tokens"):
             await client.embed(["a", "b"])
 
 

@@ -42,11 +42,11 @@ _ENCODINGS: Mapping[Encoding, cache_pb2.Encoding.ValueType] = MappingProxyType(
         Encoding.FLOAT16: cache_pb2.ENCODING_FLOAT16,
     }
 )
-_DTYPES: Mapping[int, Encoding] = MappingProxyType(
+_DTYPES: Mapping[int, np.dtype[np.floating]] = MappingProxyType(
     {
-        cache_pb2.ENCODING_UNSPECIFIED: Encoding.FLOAT32,
-        cache_pb2.ENCODING_FLOAT32: Encoding.FLOAT32,
-        cache_pb2.ENCODING_FLOAT16: Encoding.FLOAT16,
+        cache_pb2.ENCODING_UNSPECIFIED: np.dtype(Encoding.FLOAT32.value),
+        cache_pb2.ENCODING_FLOAT32: np.dtype(Encoding.FLOAT32.value),
+        cache_pb2.ENCODING_FLOAT16: np.dtype(Encoding.FLOAT16.value),
     }
 )
 _SOURCES: Mapping[int, Source] = MappingProxyType(
@@ -104,27 +104,26 @@ def answer_of(response: cache_pb2.EmbedResponse, *, count: int, ask: Ask) -> Ans
     Raises:
         InvalidResponse: A column's length, an index, a size or a status does not fit.
     """
-    for name, column in (
-        ("sources", response.sources),
-        ("statuses", response.statuses),
-        ("tokens", response.tokens),
-    ):
-        _expect(len(column) == count, f"{len(column)} {name} for {count} inputs")
+    if not len(response.sources) == len(response.statuses) == len(response.tokens) == count:
+        raise _misfit(
+            f"{len(response.sources)} sources, {len(response.statuses)} statuses and "
+            f"{len(response.tokens)} tokens for {count} inputs"
+        )
     errors = _errors_of(response, count)
     rows = _rows_of(response, count)
-    asked = ask.dimensions or rows.shape[1]
-    failed = len(errors) == count
-    _expect(failed or rows.shape[1] == asked, f"{rows.shape[1]} dimensions, {asked} asked for")
-    _expect(failed or rows.shape[1] > 0, "no dimensions")
-    if not failed:
-        # A failed row is NaN throughout, so its first component tells.
-        blank = set(map(int, np.flatnonzero(np.isnan(rows[:, 0]))))
-        _expect(blank <= errors.keys(), f"NaN in rows {sorted(blank - errors.keys())}: they are OK")
+    if len(errors) < count:
+        asked = ask.dimensions or rows.shape[1]
+        if rows.shape[1] != asked or not asked:
+            raise _misfit(f"{rows.shape[1]} dimensions, {asked or 'some'} asked for")
+        _check_numbers(rows, errors)
     truncated, imported = frozenset(response.truncated), frozenset(response.imported)
-    _expect(max(truncated, default=0) < count, "a truncated index out of range")
-    _expect(max(imported, default=0) < count, "an imported index out of range")
+    if max(truncated, default=0) >= count:
+        raise _misfit("a truncated index out of range")
+    if max(imported, default=0) >= count:
+        raise _misfit("an imported index out of range")
     sources = tuple(map(_SOURCES.get, response.sources))
-    _expect(None not in sources, "an unknown source")
+    if None in sources:
+        raise _misfit("an unknown source")
     return Answer(
         rows=rows,
         sources=cast("tuple[Source, ...]", sources),
@@ -146,7 +145,8 @@ def info_of(response: cache_pb2.InfoResponse) -> CacheInfo:
         InvalidResponse: A limit is 0, so that nothing could be asked.
     """
     for limit in ("max_inputs", "max_input_bytes", "max_message_bytes"):
-        _expect(getattr(response, limit) > 0, f"{limit} is 0")
+        if not getattr(response, limit):
+            raise _misfit(f"{limit} is 0")
     return CacheInfo(
         version=response.version,
         model=response.model,
@@ -187,19 +187,31 @@ def error_of(error: grpc.RpcError, *, target: str) -> EmbedKeepError:
 
 
 def _rows_of(response: cache_pb2.EmbedResponse, count: int) -> NDArray[np.float32]:
-    encoding = _DTYPES.get(response.encoding)
-    if encoding is None:
+    dtype = _DTYPES.get(response.encoding)
+    if dtype is None:
         raise InvalidResponse(f"unknown encoding {response.encoding}")
-    dtype = np.dtype(encoding.value)
-    vectors = response.vectors
     expected = count * response.dimensions * dtype.itemsize
-    _expect(
-        len(vectors) == expected,
-        f"{len(vectors)} bytes of vectors, {expected} expected for {count} rows of "
-        f"{response.dimensions} {encoding.name}",
-    )
+    if len(vectors := response.vectors) != expected:
+        raise _misfit(
+            f"{len(vectors)} bytes of vectors, {expected} expected for {count} rows of "
+            f"{response.dimensions} {dtype.name}"
+        )
     rows = np.frombuffer(vectors, dtype=dtype).reshape(count, response.dimensions)
     return rows.astype(np.float32, copy=False)
+
+
+def _check_numbers(rows: NDArray[np.float32], errors: Mapping[int, EmbedKeepError]) -> None:
+    """Only rows that have failed hold NaN, and those throughout: their first component tells.
+
+    Raises:
+        InvalidResponse: Another does.
+    """
+    absent = np.isnan(rows[:, 0])
+    if not absent.any():
+        return
+    blank = set(map(int, np.flatnonzero(absent)))
+    if not blank <= errors.keys():
+        raise _misfit(f"NaN in rows {sorted(blank - errors.keys())}: they are OK")
 
 
 def _errors_of(response: cache_pb2.EmbedResponse, count: int) -> dict[int, EmbedKeepError]:
@@ -207,10 +219,12 @@ def _errors_of(response: cache_pb2.EmbedResponse, count: int) -> dict[int, Embed
     if not response.errors and not any(response.statuses):
         return errors
     for item in response.errors:
-        _expect(item.index < count, f"an error at index {item.index} of {count} inputs")
+        if item.index >= count:
+            raise _misfit(f"an error at index {item.index} of {count} inputs")
         errors[item.index] = from_wire(item.code, item.reason, item.message)
     failed = {index for index, status in enumerate(response.statuses) if status}
-    _expect(failed == errors.keys(), "statuses and errors name different inputs")
+    if failed != errors.keys():
+        raise _misfit("statuses and errors name different inputs")
     return errors
 
 
@@ -221,6 +235,5 @@ def at_index(error: EmbedKeepError, index: int) -> EmbedKeepError:
     return error
 
 
-def _expect(fits: bool, otherwise: str) -> None:  # noqa: FBT001  # an assertion's first argument
-    if not fits:
-        raise InvalidResponse(f"the node's answer does not fit the request: {otherwise}")
+def _misfit(why: str) -> InvalidResponse:
+    return InvalidResponse(f"the node's answer does not fit the request: {why}")
