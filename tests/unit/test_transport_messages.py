@@ -68,7 +68,7 @@ def test_what_is_no_url_is_grpcs(target: str | list[str]) -> None:
     "target",
     [
         "http://", "http://:80", "http://a:0", "http://a:x", "http://a:99999", "http://u:p@a",
-        "http://a?b", "http://a#b", "http://a/b c", "http://a/\r\nx", "http://ä", "http://[::1",
+        "http://a?b", "http://a#b", "http://a/b c", "http://a b", "http://a/\r\nx", "http://ä", "http://[::1",
         "http://a:1,b:2", "http://a:1,https://b:2", "http://a:1/x,http://b:2",
     ],
 )  # fmt: skip

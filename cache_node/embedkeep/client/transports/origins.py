@@ -94,7 +94,10 @@ def _origin(url: str) -> Origin:
     if parts.username is not None or parts.query or parts.fragment:
         raise wrong("has more than a host, a port and a path")
     path = parts.path.rstrip("/")
-    if not (url.isascii() and url.isprintable() and _PATH.fullmatch(path)) or port == 0:
+    if (
+        not (url.isascii() and url.isprintable() and " " not in url and _PATH.fullmatch(path))
+        or port == 0
+    ):
         raise wrong("is no URL")
     return Origin(
         secure=parts.scheme == "https",
