@@ -272,9 +272,14 @@ _BY_CODE: Mapping[int, type[EmbedKeepError]] = MappingProxyType(
 )
 
 
+def status_of(error: EmbedKeepError) -> grpc.StatusCode:
+    """GRPC's status of *error*, by its nearest class in the table."""
+    return _nearest(CODES, error)
+
+
 def code_of(error: EmbedKeepError) -> int:
-    """The google.rpc.Code number of *error*, by its nearest class in the table."""
-    return int(_nearest(CODES, error).value[0])
+    """The same as google.rpc.Code's number."""
+    return int(status_of(error).value[0])
 
 
 def over_http(error: EmbedKeepError) -> OverHttp:

@@ -6,7 +6,7 @@ INVALID_ARGUMENT. Used by our servers.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Never
+from typing import Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -17,13 +17,11 @@ from embedkeep.errors import (
     EmbedKeepError,
     InvalidRequest,
     Retryable,
-    code_of,
+    status_of,
 )
 
 Context = grpc.aio.ServicerContext[Message, Message]
 """Of any call."""
-
-_STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 
 
 async def refuse(context: Context, error: EmbedKeepError) -> Never:
@@ -31,7 +29,7 @@ async def refuse(context: Context, error: EmbedKeepError) -> Never:
     trailers = [(REASON_KEY, error.reason)]
     if isinstance(error, Retryable) and error.retry_after_s is not None:
         trailers.append((RETRY_KEY, str(round(error.retry_after_s * 1000))))
-    await context.abort(_STATUS[code_of(error)], str(error), tuple(trailers))
+    await context.abort(status_of(error), str(error), tuple(trailers))
     raise AssertionError  # abort raises
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+import grpc
 from google.protobuf.message import DecodeError, Message
 
 from embedkeep.client.exchange import Metadata, Request, Response
@@ -34,14 +35,9 @@ _KINDS: Final[Mapping[type[Request], tuple[str, type[Response]]]] = MappingProxy
     }
 )
 _CODES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "canceled": 1, "unknown": 2, "invalid_argument": 3, "deadline_exceeded": 4, "not_found": 5,
-        "already_exists": 6, "permission_denied": 7, "resource_exhausted": 8,
-        "failed_precondition": 9, "aborted": 10, "out_of_range": 11, "unimplemented": 12,
-        "internal": 13, "unavailable": 14, "data_loss": 15, "unauthenticated": 16,
-    }
-)  # fmt: skip
-"""google.rpc.Code by Connect's names."""
+    {code.name.lower(): code.value[0] for code in grpc.StatusCode} | {"canceled": 1}
+)
+"""google.rpc.Code by Connect's names: gRPC's own, but for one that Connect spells with one l."""
 _BY_STATUS: Final[Mapping[int, int]] = MappingProxyType(
     {400: 13, 401: 16, 403: 7, 404: 12, 413: 3, 429: 14, 502: 14, 503: 14, 504: 14}
 )

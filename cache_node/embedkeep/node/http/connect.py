@@ -11,11 +11,12 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, TypeVar
 
+import grpc
 from aiohttp import web
 from google.protobuf.message import DecodeError, Message
 from pydantic_core import to_json
 
-from embedkeep.errors import CODES, EmbedKeepError, InvalidRequest
+from embedkeep.errors import EmbedKeepError, InvalidRequest, status_of
 from embedkeep.node.calls import Calls
 from embedkeep.node.http import bodies, headers
 from embedkeep.node.http.routes import Handler, Misdirected, Route, hints, json_response
@@ -28,18 +29,18 @@ from embedkeep.v1 import cache_pb2
 PROTO: Final = "application/proto"
 TIMEOUT: Final = "connect-timeout-ms"
 
-_STATUSES: Final[Mapping[str, int]] = MappingProxyType(
+_STATUSES: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
     {
-        "INVALID_ARGUMENT": 400,
-        "FAILED_PRECONDITION": 400,
-        "UNAUTHENTICATED": 401,
-        "NOT_FOUND": 404,
-        "RESOURCE_EXHAUSTED": 429,
-        "UNKNOWN": 500,
-        "INTERNAL": 500,
-        "UNIMPLEMENTED": 501,
-        "UNAVAILABLE": 503,
-        "DEADLINE_EXCEEDED": 504,
+        grpc.StatusCode.INVALID_ARGUMENT: 400,
+        grpc.StatusCode.FAILED_PRECONDITION: 400,
+        grpc.StatusCode.UNAUTHENTICATED: 401,
+        grpc.StatusCode.NOT_FOUND: 404,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+        grpc.StatusCode.UNKNOWN: 500,
+        grpc.StatusCode.INTERNAL: 500,
+        grpc.StatusCode.UNIMPLEMENTED: 501,
+        grpc.StatusCode.UNAVAILABLE: 503,
+        grpc.StatusCode.DEADLINE_EXCEEDED: 504,
     }
 )
 """Connect's table, as far as our errors reach."""
@@ -119,9 +120,9 @@ class Connect:
 
 def refuse(error: EmbedKeepError) -> web.Response:
     """*error* as Connect says it, with our own headers beside."""
-    code = next(CODES[each] for each in type(error).__mro__ if each in CODES).name
+    code = status_of(error)
     status = error.status if isinstance(error, Misdirected) else _STATUSES[code]
-    body = to_json({"code": code.lower(), "message": str(error)})
+    body = to_json({"code": code.name.lower(), "message": str(error)})
     return json_response(body, status=status, headers=hints(error, status))
 
 
