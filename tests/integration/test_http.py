@@ -302,7 +302,8 @@ async def test_headers_that_have_come_bound_nothing_that_follows(
 async def test_a_connection_that_says_nothing_is_closed(
     tmp_path: Path, tap: Tap, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
-    monkeypatch.setattr("embedkeep.node.http.server.KEEPALIVE_S", 0.2)
+    for module in ("server", "entrance"):
+        monkeypatch.setattr(f"embedkeep.node.http.{module}.IDLE_S", 0.2)
     async with (
         serve_tap(tap) as port,
         running(node_config(tmp_path, port)) as node,

@@ -17,9 +17,9 @@ SERVICE = "/embedkeep.v1.EmbeddingCache"
 PROTO = {"content-type": "application/proto"}
 
 
-@pytest.fixture
-async def http(node: Node) -> AsyncIterator[Http]:
-    async with talking(node) as client:
+@pytest.fixture(params=[{}, {"te": "trailers"}], ids=["plain", "not plain"])
+async def http(node: Node, request: pytest.FixtureRequest) -> AsyncIterator[Http]:
+    async with talking(node, headers=request.param) as client:
         yield client
 
 

@@ -1,6 +1,7 @@
 """HTTPS with the same files as gRPC, renewed without a restart."""
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
@@ -9,21 +10,29 @@ from aiohttp import web
 
 from embedkeep.config import Listen, ServerTls
 from embedkeep.errors import InvalidConfig
+from embedkeep.node.http.connect import Body, Said
+from embedkeep.node.http.facades import Facades
 from embedkeep.node.http.routes import Router
 from embedkeep.node.http.server import HttpServer
 from embedkeep.tls import server_context
 from support.certificates import Authority, Pair
 
 
-class Health(Router):
-    """Answers any path with 404, which is an answer."""
+class NoCalls:
+    """No path is a call's."""
 
-    def __init__(self) -> None:
-        super().__init__({}, refuse=lambda _: web.Response(status=404))
+    paths = frozenset[str]()
+
+    async def answer(self, path: str, said: Mapping[str, str], body: Body) -> Said:
+        raise NotImplementedError
 
 
-def server(tls: ServerTls) -> HttpServer:
-    return HttpServer(Listen(), Health(), tls=tls, max_body_bytes=1024, drain_s=1.0)
+EMPTY = Facades(router=Router({}, refuse=lambda _: web.Response(status=404)), connect=NoCalls())
+"""Answer any path with 404, which is an answer."""
+
+
+def server(tls: ServerTls | None, listen: Listen | None = None) -> HttpServer:
+    return HttpServer(listen or Listen(), EMPTY, tls=tls, max_body_bytes=1024, drain_s=1.0)
 
 
 def trusting(authority: Authority, shown: Pair | None = None) -> ssl.SSLContext:
@@ -96,8 +105,7 @@ def test_files_that_are_no_certificate_are_named(tmp_path: Path) -> None:
 async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     pair = Authority(tmp_path / "a").issue()
     async with server(ServerTls(cert_file=pair.cert_file, key_file=pair.key_file)) as first:
-        listen = Listen(port=first.port)
-        again = HttpServer(listen, Health(), tls=None, max_body_bytes=1, drain_s=1.0)
+        again = server(None, Listen(port=first.port))
 
         with pytest.raises(InvalidConfig, match=rf"^http: cannot listen on .*:{first.port}: "):
             await again.__aenter__()

@@ -17,7 +17,7 @@ from embedkeep.node.calls import Calls
 from embedkeep.node.connection import read_address
 from embedkeep.node.embedders import Embedders
 from embedkeep.node.hosting import PeerService
-from embedkeep.node.http.facades import router
+from embedkeep.node.http.facades import facades
 from embedkeep.node.http.server import HttpServer
 from embedkeep.node.imports import Importer
 from embedkeep.node.metrics import Metrics
@@ -140,7 +140,7 @@ def _facades(
         return contextlib.nullcontext()
     return HttpServer(
         config.http,
-        router(config, calls=calls, cache=cache, unary=unary),
+        facades(config, calls=calls, cache=cache, unary=unary),
         tls=config.tls,
         max_body_bytes=config.limits.max_message_bytes,
         drain_s=config.drain_s,

@@ -7,7 +7,8 @@ embedkeep's own clients can use it. Any Connect client can. Source: connectrpc.c
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -19,7 +20,7 @@ from pydantic_core import to_json
 from embedkeep.errors import EmbedKeepError, InvalidRequest, status_of
 from embedkeep.node.calls import Calls
 from embedkeep.node.http import bodies, headers
-from embedkeep.node.http.routes import Handler, Misdirected, Route, hints, json_response
+from embedkeep.node.http.routes import Handler, Misdirected, Route, hints, ours
 from embedkeep.node.trace import trace_of
 from embedkeep.node.unary import Sender, Unary
 from embedkeep.node.wire import SERVICE
@@ -28,6 +29,7 @@ from embedkeep.v1 import cache_pb2
 
 PROTO: Final = "application/proto"
 TIMEOUT: Final = "connect-timeout-ms"
+SERVICE_PATH: Final = f"/{SERVICE}/"
 
 _STATUSES: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
     {
@@ -48,6 +50,22 @@ _STATUSES: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
 RequestT = TypeVar("RequestT", bound=Message)
 Serve = Callable[[RequestT, Sender], Awaitable[Message | bytes]]
 """One of `Unary`'s methods."""
+Body = Callable[[float], Awaitable[bytes]]
+"""Reads a request's body, until a time on the loop's clock."""
+_Call = Callable[[Mapping[str, str], Body], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """An answer, whichever server sends it."""
+
+    status: int = 200
+    headers: Mapping[str, str]
+    """Names in lower case; the content's type among them, its length not."""
+    body: bytes
+
+
+_PROTO: Final = MappingProxyType({"content-type": PROTO})
 
 
 class Connect:
@@ -56,33 +74,48 @@ class Connect:
     Args:
         unary: What they are answered with.
         calls: Knows who may call, and how long a call may take that does not say.
-        most: Bytes of a request.
     """
 
-    def __init__(self, unary: Unary, *, calls: Calls, most: int) -> None:
-        self._unary = unary
+    def __init__(self, unary: Unary, *, calls: Calls) -> None:
         self._calls = calls
-        self._most = most
-
-    def routes(self) -> dict[str, Route]:
-        """By path."""
-        unary = self._unary
-        handlers = {
-            "Embed": self._handler(unary.embed_encoded, cache_pb2.EmbedRequest),
-            "Import": self._handler(unary.import_pairs, cache_pb2.ImportRequest),
-            "Invalidate": self._handler(unary.invalidate, cache_pb2.InvalidateRequest),
-            "Info": self._handler(unary.info, cache_pb2.InfoRequest, counted=False),
+        self._handlers: dict[str, _Call] = {
+            f"{SERVICE_PATH}Embed": self._call(unary.embed_encoded, cache_pb2.EmbedRequest),
+            f"{SERVICE_PATH}Import": self._call(unary.import_pairs, cache_pb2.ImportRequest),
+            f"{SERVICE_PATH}Invalidate": self._call(unary.invalidate, cache_pb2.InvalidateRequest),
+            f"{SERVICE_PATH}Info": self._call(unary.info, cache_pb2.InfoRequest, counted=False),
         }
+
+    @property
+    def paths(self) -> AbstractSet[str]:
+        """Where it answers."""
+        return self._handlers.keys()
+
+    def routes(self, *, most: int) -> dict[str, Route]:
+        """What aiohttp answers, by path.
+
+        Args:
+            most: Bytes of a request.
+        """
         return {
-            f"/{SERVICE}/{name}": Route(handlers={"POST": handler}, refuse=refuse)
-            for name, handler in handlers.items()
+            path: Route(handlers={"POST": self._handler(path, most)}, refuse=refuse)
+            for path in self.paths
         }
 
-    def _handler(
-        self, serve: Serve[RequestT], kind: type[RequestT], *, counted: bool = True
-    ) -> Handler:
+    async def answer(self, path: str, said: Mapping[str, str], body: Body) -> Said:
+        """Answer a call. Never raises but for a cancellation.
+
+        Args:
+            path: One of `paths`.
+            said: The request's headers, names in lower case or of any.
+            body: What has the content type `PROTO`.
+        """
+        try:
+            return Said(headers=_PROTO, body=await self._handlers[path](said, body))
+        except Exception as error:  # noqa: BLE001  # the outermost edge, which logs it
+            return _refusal(ours(error, path))
+
+    def _handler(self, path: str, most: int) -> Handler:
         async def handle(request: web.BaseRequest) -> web.Response:
-            left_s = _timeout_s(request.headers.get(TIMEOUT))
             if request.content_type != PROTO:
                 raise Misdirected(
                     f"content-type: {request.content_type[: bodies.MAX_SHOWN]} is not taken; "
@@ -90,23 +123,34 @@ class Connect:
                     status=415,
                     headers={"accept-post": PROTO},
                 )
-            metadata = headers.metadata(request.headers)
-            if not counted:
-                sender = Sender(tenant=self._calls.caller(metadata), left_s=left_s)
-                return await self._answer(request, serve, kind, sender)
-            # Before its body is read, which takes room.
-            with self._calls.entered(metadata) as tenant:
-                sender = Sender(tenant=tenant, trace=trace_of(metadata), left_s=left_s)
-                return await self._answer(request, serve, kind, sender)
+
+            async def body(ends_s: float) -> bytes:
+                return await bodies.raw(request, most=most, ends_s=ends_s)
+
+            return _response(await self.answer(path, request.headers, body))
 
         return handle
 
-    async def _answer(
-        self, request: web.BaseRequest, serve: Serve[RequestT], kind: type[RequestT], sender: Sender
-    ) -> web.Response:
+    def _call(self, serve: Serve[RequestT], kind: type[RequestT], *, counted: bool = True) -> _Call:
+        async def call(said: Mapping[str, str], body: Body) -> bytes:
+            left_s = _timeout_s(said.get(TIMEOUT))
+            metadata = headers.metadata(said)
+            if not counted:
+                sender = Sender(tenant=self._calls.caller(metadata), left_s=left_s)
+                return await self._served(serve, kind, body, sender)
+            # Before its body is read, which takes room.
+            with self._calls.entered(metadata) as tenant:
+                sender = Sender(tenant=tenant, trace=trace_of(metadata), left_s=left_s)
+                return await self._served(serve, kind, body, sender)
+
+        return call
+
+    async def _served(
+        self, serve: Serve[RequestT], kind: type[RequestT], body: Body, sender: Sender
+    ) -> bytes:
         now = asyncio.get_running_loop().time
         ends_s = now() + self._calls.timeout_s(sender.left_s)
-        data = await bodies.raw(request, most=self._most, ends_s=ends_s)
+        data = await body(ends_s)
         try:
             message = kind.FromString(data)
         except DecodeError as error:
@@ -114,16 +158,25 @@ class Connect:
         if sender.left_s is not None:
             sender = replace(sender, left_s=ends_s - now())
         answer = await serve(message, sender)
-        body = answer if isinstance(answer, bytes) else answer.SerializeToString()
-        return web.Response(body=body, content_type=PROTO)
+        return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def refuse(error: EmbedKeepError) -> web.Response:
     """*error* as Connect says it, with our own headers beside."""
+    return _response(_refusal(error))
+
+
+def _refusal(error: EmbedKeepError) -> Said:
     code = status_of(error)
     status = error.status if isinstance(error, Misdirected) else _STATUSES[code]
     body = to_json({"code": code.name.lower(), "message": str(error)})
-    return json_response(body, status=status, headers=hints(error, status))
+    return Said(
+        status=status, headers={"content-type": bodies.JSON} | hints(error, status), body=body
+    )
+
+
+def _response(said: Said) -> web.Response:
+    return web.Response(body=said.body, status=said.status, headers=said.headers)
 
 
 def _timeout_s(value: str | None) -> float | None:

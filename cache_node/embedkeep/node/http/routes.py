@@ -62,6 +62,14 @@ def hints(error: EmbedKeepError, status: int) -> dict[str, str]:
     return said
 
 
+def ours(error: Exception, path: str) -> EmbedKeepError:
+    """*error*, or where it is a bug, which is logged, what a caller is told of it."""
+    if isinstance(error, EmbedKeepError):
+        return error
+    log.error("an HTTP request failed", path=path, exc_info=error)
+    return Internal("the node failed; its log says why")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One path."""
@@ -100,11 +108,8 @@ class Router:
             return self._refuse(self._nowhere(request.path))
         try:
             return await _handler(route, request.method)(request)
-        except EmbedKeepError as error:
-            return route.refuse(error)
-        except Exception:  # the outermost edge: a bug must not end in a traceback for a caller
-            log.exception("an HTTP request failed", path=request.path)
-            return route.refuse(Internal("the node failed; its log says why"))
+        except Exception as error:  # noqa: BLE001  # the outermost edge, which logs it
+            return route.refuse(ours(error, request.path))
 
     def _nowhere(self, path: str) -> Misdirected:
         """Say what was meant: /embeddings is asked for where a base URL lacks its /v1."""

@@ -13,12 +13,10 @@ from aiohttp.streams import StreamReader
 
 from embedkeep.config import Listen, ServerTls
 from embedkeep.errors import InvalidConfig
-from embedkeep.node.http.routes import Router
+from embedkeep.node.http.entrance import IDLE_S, Entrances
+from embedkeep.node.http.facades import Facades
 from embedkeep.tls import server_context
 
-KEEPALIVE_S: Final = 630.0
-"""How long an idle connection stays open: longer than the proxies that clouds put before a server,
-or they send a request into a connection that is just being closed."""
 HEADERS_S: Final = 60.0
 """How long the headers of one request may take to come, from their first bytes to their last,
 seconds: what nginx and Node.js allow. A client on the slowest of lines needs a second."""
@@ -71,6 +69,7 @@ class HttpServer:
 
     Args:
         listen: Where.
+        facades: What it answers with.
         tls: Certificates. None: plain text.
         max_body_bytes: Of a request, decompressed.
         drain_s: How long requests in flight may take to their end, seconds.
@@ -82,7 +81,7 @@ class HttpServer:
     def __init__(
         self,
         listen: Listen,
-        router: Router,
+        facades: Facades,
         *,
         tls: ServerTls | None,
         max_body_bytes: int,
@@ -90,35 +89,30 @@ class HttpServer:
     ) -> None:
         self._listen = listen
         self._tls = tls
-        self._router = router
+        self._facades = facades
         self._max_body_bytes = max_body_bytes
         self._drain_s = drain_s
-        self._runner: web.ServerRunner | None = None
+        self._listener: asyncio.Server | None = None
         self._draining: asyncio.Task[None] | None = None
         self.port = 0
         """Where it listens."""
 
     async def __aenter__(self) -> Self:
         context = server_context(self._tls) if self._tls is not None else None
-        server = _Server(
-            self._router,
+        self._aiohttp = _Server(
+            self._facades.router,
             request_factory=self._request,
             handler_cancellation=True,  # whom nobody waits for is not computed for
             access_log=None,  # inputs are never logged, and /metrics counts
             logger=_SILENT,
-            keepalive_timeout=KEEPALIVE_S,
+            keepalive_timeout=IDLE_S,
         )
-        # aiohttp waits twice: for handlers, then for connections that are still written to.
-        runner = web.ServerRunner(server, shutdown_timeout=self._drain_s / 2)
-        await runner.setup()
-        try:
-            bound = _bound(self._listen)
-            self.port = bound.getsockname()[1]
-            await web.SockSite(runner, bound, ssl_context=context, backlog=BACKLOG).start()
-        except BaseException:
-            await runner.cleanup()
-            raise
-        self._runner = runner
+        self._entrances = Entrances(self._facades.connect, self._aiohttp)
+        bound = _bound(self._listen)
+        self.port = bound.getsockname()[1]
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._entrances, sock=bound, ssl=context, backlog=BACKLOG
+        )
         return self
 
     def _request(
@@ -141,8 +135,17 @@ class HttpServer:
 
     def drain(self) -> None:
         """Take no new connections, and let requests in flight end; the block's end waits for it."""
-        if self._draining is None and self._runner is not None:
-            self._draining = asyncio.create_task(self._runner.cleanup(), name="http drain")
+        if self._draining is None and self._listener is not None:
+            self._listener.close()
+            self._draining = asyncio.create_task(self._drain(), name="http drain")
+
+    async def _drain(self) -> None:
+        await asyncio.sleep(0)  # what has come already is begun
+        self._aiohttp.pre_shutdown()
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(self._entrances.drain(self._drain_s), name="plain calls")
+            # It waits twice: for handlers, then for connections that are still written to.
+            ends.create_task(self._aiohttp.shutdown(self._drain_s / 2), name="aiohttp")
 
     async def __aexit__(
         self,
