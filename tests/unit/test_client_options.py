@@ -113,11 +113,22 @@ def test_what_is_on_this_machine_is_never_asked_through_a_proxy(target: str, dir
 
 @pytest.mark.parametrize(
     "target", ["", "host", "host:", ":1", "host:x", "host:70000", [], ["a:1", "b:2"],
+               "a:b:1", "::1:1", "a/b:1", "[::1:1",
                ["10.0.0.1:1", "[::1]:1"], ["10.0.0.1:1", "10.0.0.2"]],
 )  # fmt: skip
 def test_a_target_that_is_none_is_refused(target: str | list[str]) -> None:
     with pytest.raises(InvalidConfig, match="target"):
         target_of(target)
+
+
+@pytest.mark.parametrize("kind", [embedkeep.Client, embedkeep.AsyncClient])
+def test_a_scheme_that_is_unknown_is_named_with_those_that_are_taken(
+    kind: type[embedkeep.Client] | type[embedkeep.AsyncClient],
+) -> None:
+    with pytest.raises(
+        InvalidConfig, match=r"unknown scheme, ftp://: write http://.*https://.*dns:"
+    ):
+        kind("ftp://host:21")
 
 
 def test_options_out_of_range_are_named() -> None:

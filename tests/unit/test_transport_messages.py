@@ -132,6 +132,19 @@ def test_a_refusal_keeps_its_class(answer: Reply, kind: type[EmbedKeepError]) ->
         answer_of(answer, cache_pb2.InfoRequest(), target="http://a:1")
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (reply(404, b'{"error": {"message": "no such path", "code": 5}}'), "404: no such path"),
+        (reply(404, b'{"error": "no such path", "error_type": "x"}'), "404: no such path"),
+        (reply(404, b'{"error": 5}'), '404: {"error": 5}'),
+        (reply(404, b"x" * 201), f"404: {'x' * 200}"),
+    ],
+)
+def test_a_refusal_of_another_api_is_told_in_its_words_alone(answer: Reply, said: str) -> None:
+    assert str(error_of(answer, target="http://a:1")) == f"http://a:1: HTTP status {said}"
+
+
 def test_when_to_come_again_is_told_in_either_unit() -> None:
     said = [
         connect(429, "resource_exhausted", retry_after_ms="250", retry_after="1"),

@@ -106,9 +106,10 @@ def test_a_refusal_that_does_not_say_how_long_it_is_keeps_its_status() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\r\n\r\n", "not how HTTP/1.1 answers"),
-        (b"HTTP/2 200 OK\r\n\r\n", "'HTTP/2 200 OK' is not"),
-        (b"HTTP/1.1 abc\r\n\r\n", "not how"),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\r\n\r\n", "is it the node's gRPC port"),
+        (b"\x15\x03\x01\x00\x02\x02\x16", "speaks TLS: write https://"),
+        (b"HTTP/2 200 OK\r\n\r\n", "does not answer as HTTP/1.1"),
+        (b"HTTP/1.1 abc\r\n\r\n", "does not answer as HTTP/1.1"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "does not say how long"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", "does not say how long"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1048577\r\n\r\n", "at most 1048576"),

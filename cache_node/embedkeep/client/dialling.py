@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _SCHEME: Final = re.compile(r"^(dns|ipv4|ipv6):")
 _SCHEMES: Final = ("dns:", "unix:", "ipv4:", "ipv6:", "xds:")
 """A target with a scheme has its own grammar, which gRPC checks."""
+_HOST_PORT: Final = re.compile(r"(?:[^\s:/\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})")
+"""Of an IPv6 address in brackets, as in a URL."""
 _SERVICE: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
@@ -86,16 +88,20 @@ def credentials(tls: "ClientTls | None") -> "Credentials[grpc.ChannelCredentials
 
 
 def _checked(target: str) -> str:
-    host, colon, port = target.rpartition(":")
-    if not target.startswith(_SCHEMES) and not (
-        colon and host and port.isdecimal() and 0 < int(port) < 65536
-    ):
+    if not target.startswith(_SCHEMES) and not _is_host_port(target):
+        scheme, found, _ = target.partition("://")
+        why = f"has an unknown scheme, {scheme}://" if found else "is no address"
         raise InvalidConfig(
-            f"{target!r} is no address: write http://host:port, host:port for gRPC, or "
-            "dns:///name:port for gRPC to several nodes behind one name",
+            f"{target!r} {why}: write http://host:port, https://host:port, host:port for gRPC, "
+            "or dns:///name:port for gRPC to several nodes behind one name",
             field="target",
         )
     return target
+
+
+def _is_host_port(target: str) -> bool:
+    found = _HOST_PORT.fullmatch(target)
+    return found is not None and 0 < int(found[1]) < 65536
 
 
 def _is_here(target: str) -> bool:

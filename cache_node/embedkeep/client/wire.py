@@ -29,6 +29,15 @@ INPUT_OVERHEAD_BYTES: Final = 6
 _TOO_LARGE: Final = "message larger than max"
 """How gRPC itself refuses a message, on either side, under the code of a full queue."""
 
+_HINTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "Failed parsing HTTP/2": "the other side does not answer as gRPC: is it the node's HTTP "
+        "port? Then write http:// before it",
+        "WRONG_VERSION_NUMBER": "the other side does not speak TLS: give no certificates",
+    }
+)
+"""What gRPC's words for a connection to what is no gRPC mean. They stay in the cause."""
+
 _PRIORITIES: Mapping[Priority, cache_pb2.Priority.ValueType] = MappingProxyType(
     {
         Priority.INTERACTIVE: cache_pb2.PRIORITY_INTERACTIVE,
@@ -181,7 +190,8 @@ def error_of(error: grpc.RpcError, *, target: str) -> EmbedKeepError:
         trailing = dict(error.trailing_metadata() or ())
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
         code = grpc.StatusCode.INVALID_ARGUMENT
-    ours = from_call(code, trailing, f"{target}: {details or code.name}")
+    hint = next((said for words, said in _HINTS.items() if words in details), "")
+    ours = from_call(code, trailing, f"{target}: {hint or details or code.name}")
     ours.__cause__ = error
     return ours
 

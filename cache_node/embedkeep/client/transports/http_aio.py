@@ -170,6 +170,8 @@ class AsyncHttpTransport:
                 head = kept.asking.head(request, metadata, timeout_s=left_s, length=len(body))
                 reply = await kept.connection.ask(head, body)
                 reusable = reply.reusable
+            except InvalidResponse as error:
+                raise pooling.unread(self._target, error) from error
             except Lost as error:
                 if self.closed:
                     raise Unavailable(CLOSED) from error
@@ -198,7 +200,7 @@ class AsyncHttpTransport:
                     kept = await self._dial(address, context)
                 except OSError as error:
                     self._failed(address)
-                    why = f"{address.ip}:{address.origin.port}: {error}"
+                    why = pooling.undialled(address, error)
                     continue
             self._busy.add(kept)
             return kept

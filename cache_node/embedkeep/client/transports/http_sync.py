@@ -19,7 +19,7 @@ from embedkeep.client.transports.messages import Asking, answer_of
 from embedkeep.client.transports.origins import Origin
 from embedkeep.client.transports.pooling import Kept, Lost, Pool
 from embedkeep.client.transports.rotation import Address, Rotation
-from embedkeep.errors import Unavailable
+from embedkeep.errors import InvalidResponse, Unavailable
 
 MAX_THREADS: Final = 256
 """Of all calls that have several requests under way. Others need no thread of their own, and where
@@ -140,6 +140,8 @@ class HttpTransport:
                 reusable = reply.reusable
             except TimeoutError as error:
                 raise pooling.late(self._target) from error
+            except InvalidResponse as error:
+                raise pooling.unread(self._target, error) from error
             except Lost as error:
                 if self.closed:
                     raise Unavailable(CLOSED) from error
@@ -237,7 +239,7 @@ class HttpTransport:
                 return self._dial(address, context, ends_at)
             except OSError as error:
                 self._failed(address)
-                why = f"{address.ip}:{address.origin.port}: {error}"
+                why = pooling.undialled(address, error)
                 if self._clock() >= ends_at:
                     raise pooling.late(self._target) from error
         raise pooling.unreachable(self._target, why)

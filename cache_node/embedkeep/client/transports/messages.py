@@ -23,6 +23,8 @@ REASON: Final = "x-embedkeep-reason"
 RETRY_AFTER_MS: Final = "retry-after-ms"
 MAX_RECEIVE_BYTES: Final = 64 << 20
 """Largest answer a client takes; requests are cut so that answers stay below it."""
+_SHOWN: Final = 200
+"""Characters of an answer of somebody else."""
 MAX_TIMEOUT_MS: Final = 9_999_999_999
 
 _SERVICE: Final = cache_pb2.DESCRIPTOR.services_by_name["EmbeddingCache"].full_name
@@ -116,7 +118,14 @@ def _refusal(reply: Reply) -> tuple[int, str]:
     """google.rpc.Code and words."""
     try:
         body = json.loads(bytes(reply.body))
-        return _CODES[body["code"]], str(body["message"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        text = bytes(reply.body[:200]).decode(errors="replace").strip()
-        return _BY_STATUS.get(reply.status, 2), f"HTTP status {reply.status}: {text}"
+    except (ValueError, RecursionError):
+        body = None
+    match body:
+        case {"code": str(code), "message": str(said)} if code in _CODES:
+            return _CODES[code], said
+        # As the node's other APIs refuse: another path than a client's was asked for.
+        case {"error": {"message": str(said)}} | {"error": str(said)}:
+            pass
+        case _:
+            said = bytes(reply.body[:_SHOWN]).decode(errors="replace").strip()
+    return _BY_STATUS.get(reply.status, 2), f"HTTP status {reply.status}: {said[:_SHOWN]}"

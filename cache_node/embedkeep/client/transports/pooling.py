@@ -2,12 +2,13 @@
 
 import select
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from embedkeep.client.transports.messages import Asking
 from embedkeep.client.transports.rotation import Address
-from embedkeep.errors import DeadlineExceeded, Unavailable
+from embedkeep.errors import DeadlineExceeded, InvalidResponse, Unavailable
 
 IDLE_S: Final = 50.0
 """How long a connection is kept that nobody uses: shorter than what stands between client and node
@@ -26,6 +27,9 @@ _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT",
 
 LONGEST_S: Final = 24 * 3600.0
 """Of one request: a socket cannot be told to wait for longer than some weeks."""
+
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"})
+"""How versions of OpenSSL call what is no TLS; the same that urllib3 looks for."""
 
 ConnectionT = TypeVar("ConnectionT")
 
@@ -139,6 +143,14 @@ def late(target: str) -> DeadlineExceeded:
     return DeadlineExceeded(f"{target}: no answer within the call's time")
 
 
+def undialled(address: Address, error: OSError) -> str:
+    """Why *address* could not be dialled."""
+    said = str(error) or f"it did not answer within {DIAL_S:g} s"
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+        said = "the other side does not speak TLS: write http://"
+    return f"{address.ip}:{address.origin.port}: {said}"
+
+
 def unreachable(target: str, why: object) -> Unavailable:
     """No address could be dialled."""
     return Unavailable(f"{target}: no node can be reached: {why}")
@@ -147,3 +159,8 @@ def unreachable(target: str, why: object) -> Unavailable:
 def lost(target: str, why: object) -> Unavailable:
     """The connection ended before the answer was there."""
     return Unavailable(f"{target}: the connection was lost: {why}")
+
+
+def unread(target: str, why: object) -> InvalidResponse:
+    """What came is no answer."""
+    return InvalidResponse(f"{target}: {why}")

@@ -92,7 +92,7 @@ class ReplyReader:
                 return self._read_body()
             # An interim answer: the real one follows.
         if self._filled >= len(_VERSION) and not self._buffer.startswith(_VERSION):
-            raise _no_http(bytes(self._view[:20]))
+            raise _no_http(self._buffer)
         if self._filled == len(self._buffer):
             raise InvalidResponse(f"an answer's headers take more than {MAX_HEAD_BYTES} bytes")
         return None
@@ -173,7 +173,7 @@ def _head(head: bytes) -> tuple[int, dict[str, str]]:
     first, *lines = head.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     if not version.startswith("HTTP/1.") or not (rest[:3].isascii() and rest[:3].isdigit()):
-        raise _no_http(first[:40].encode("latin-1"))
+        raise _no_http(head)
     headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
@@ -184,10 +184,13 @@ def _head(head: bytes) -> tuple[int, dict[str, str]]:
     return int(rest[:3]), headers
 
 
-def _no_http(given: bytes) -> InvalidResponse:
-    if given[:1] == _TLS_ALERT:
+def _no_http(given: bytes | bytearray) -> InvalidResponse:
+    if given.startswith(_TLS_ALERT):
         return InvalidResponse("the other side speaks TLS: write https://")
-    return InvalidResponse(f"{given!r} is not how HTTP/1.1 answers: is it a node's HTTP port?")
+    return InvalidResponse(
+        "the other side does not answer as HTTP/1.1: is it the node's gRPC port? "
+        "Then leave http:// out"
+    )
 
 
 def _hexadecimal(line: bytes) -> int:

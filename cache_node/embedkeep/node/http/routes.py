@@ -112,9 +112,9 @@ class Router:
             return route.refuse(ours(error, request.path))
 
     def _nowhere(self, path: str) -> Misdirected:
-        """Say what was meant: /embeddings is asked for where a base URL lacks its /v1."""
+        """Say what was meant: a base URL lacks its /v1, or has a path that nobody serves."""
         known = [each for each in self._routes if not each.endswith(BELOW)]
-        meant = next((each for each in known if each.endswith(path)), None)
+        meant = next((each for each in known if each != "/" and _alike(each, path)), None)
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
         return Misdirected(f"{path}: there is no such path; {hint}", status=404)
 
@@ -125,6 +125,10 @@ class Router:
             if path.startswith(prefix) and len(path) > len(prefix):
                 return below
         return None
+
+
+def _alike(known: str, path: str) -> bool:
+    return known.endswith(path) or path.endswith(known)
 
 
 def _handler(route: Route, method: str) -> Handler:
