@@ -1,5 +1,6 @@
 """Between the wire's messages and the client's own types."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -216,10 +217,10 @@ def _check_numbers(rows: NDArray[np.float32], errors: Mapping[int, EmbedKeepErro
     Raises:
         InvalidResponse: Another does.
     """
-    absent = np.isnan(rows[:, 0])
-    if not absent.any():
+    first = rows[:, 0]
+    if not math.isnan(first.dot(first)):  # one call for all, where isnan and any are two
         return
-    blank = set(map(int, np.flatnonzero(absent)))
+    blank = set(map(int, np.flatnonzero(np.isnan(first))))
     if not blank <= errors.keys():
         raise _misfit(f"NaN in rows {sorted(blank - errors.keys())}: they are OK")
 

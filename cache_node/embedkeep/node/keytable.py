@@ -70,6 +70,8 @@ class KeyTable:
 
     def find(self, keys: Sequence[Key]) -> Slots:
         """The slot of each of *keys*, or MISSING."""
+        if not self._count:
+            return np.full(len(keys), MISSING, np.int32)
         if len(keys) < _BATCH:
             return np.array([self.get(key) for key in keys], np.int32)
         wanted = _rows(keys)
