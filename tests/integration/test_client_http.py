@@ -225,6 +225,51 @@ async def test_a_name_is_looked_up(kind: Kind) -> None:
     np.testing.assert_array_equal(vectors[0], vector_of("a"))
 
 
+async def test_a_name_that_hangs_holds_up_no_call(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, answer = socket.getaddrinfo, threading.Event()
+
+    def hanging(host: str, *args: object, **how: int) -> object:
+        if host == "hangs.test":
+            answer.wait(WAIT_S)
+            host = "127.0.0.1"
+        return look_up(host, *args, **how)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    node = FakeNode()
+    with running(node) as (place,):
+        port = place.http.rpartition(":")[2]
+        names = [f"http://hangs.test:{port}", f"http://localhost:{port}"]
+        try:
+            async with kind(names, retries=ONCE, timeout_s=WAIT_S / 3) as client:
+                await client.embed(["a"])
+        finally:
+            answer.set()
+
+
+async def test_a_call_that_waits_for_a_name_ends_with_its_client(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hanging(*_args: object, **_how: int) -> list[object]:
+        asked.set()
+        answer.wait(WAIT_S)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    client = kind("http://hangs.test:80", retries=ONCE, timeout_s=WAIT_S / 3)
+    try:
+        call = asyncio.create_task(client.info())
+        await asyncio.to_thread(asked.wait, WAIT_S)
+        await client.close()
+        with pytest.raises(Unavailable, match="closed"):
+            await call
+    finally:
+        answer.set()
+
+
 @pytest.mark.parametrize("name", ["nobody.invalid", "no..name", "x" * 70])
 async def test_a_name_that_nobody_knows_is_named(kind: Kind, name: str) -> None:
     async with kind(f"http://{name}:80", retries=ONCE) as client:

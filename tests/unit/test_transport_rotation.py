@@ -9,6 +9,7 @@ from embedkeep.client.transports.rotation import (
     FIRST_REST_S,
     LONGEST_REST_S,
     LOOK_UP_EVERY_S,
+    MAX_LOOK_UPS,
     Address,
     Rotation,
 )
@@ -70,7 +71,7 @@ def test_a_name_is_looked_up_first_and_then_now_and_again() -> None:
     rotation = Rotation([origin])
 
     assert rotation.order(0.0) == []
-    assert [rotation.due(0.0), rotation.due(0.0)] == [True, False]
+    assert [rotation.due(0.0), rotation.due(0.0)] == [[origin], ()]
     rotation.found(origin, ["10.0.0.1", "10.0.0.2", "10.0.0.1"])
     assert {each.ip for each in rotation.order(0.0)} == {"10.0.0.1", "10.0.0.2"}
     assert not rotation.due(LOOK_UP_EVERY_S - 1)
@@ -87,6 +88,7 @@ def test_after_a_failure_a_name_is_looked_up_soon_but_not_for_each() -> None:
     rotation.failed(bad, 0.1)
     assert not rotation.due(0.1)
     assert rotation.due(DOUBT_EVERY_S)
+    rotation.found(origin, ["10.0.0.1"])
     rotation.failed(bad, DOUBT_EVERY_S)
     assert not rotation.due(DOUBT_EVERY_S)
 
@@ -97,10 +99,36 @@ def test_a_name_that_cannot_be_looked_up_stands_for_what_it_did() -> None:
     rotation.due(0.0)
     rotation.found(origin, ["10.0.0.1"])
     rotation.due(LOOK_UP_EVERY_S)
-    rotation.unknown(LOOK_UP_EVERY_S)
+    rotation.unknown(origin, LOOK_UP_EVERY_S)
 
     assert [each.ip for each in rotation.order(LOOK_UP_EVERY_S)] == ["10.0.0.1"]
     assert rotation.due(LOOK_UP_EVERY_S + DOUBT_EVERY_S)
+
+
+def test_a_name_that_hangs_does_not_keep_the_others_from_being_looked_up_again() -> None:
+    hangs, quick = at("hangs.test", "quick.test")
+    rotation = Rotation([hangs, quick])
+    assert rotation.due(0.0) == [hangs, quick]
+    rotation.found(quick, ["10.0.0.1"])
+
+    assert rotation.due(LOOK_UP_EVERY_S) == [quick]
+    rotation.found(hangs, ["10.0.0.2"])
+    assert rotation.due(LOOK_UP_EVERY_S) == [hangs]
+
+
+def test_only_so_many_names_are_looked_up_at_once_and_all_in_the_end() -> None:
+    origins = at(*(f"{number}.test" for number in range(3 * MAX_LOOK_UPS)))
+    rotation = Rotation(origins)
+    under_way = list(rotation.due(0.0))
+    seen: list[Origin] = []
+    while under_way:
+        assert len(under_way) <= MAX_LOOK_UPS
+        seen.append(under_way.pop(0))
+        rotation.found(seen[-1], [])
+        under_way += rotation.due(0.0)
+
+    assert seen == origins
+    assert not rotation.looking
 
 
 def test_an_ip_address_is_never_looked_up() -> None:

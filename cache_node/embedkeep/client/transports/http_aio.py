@@ -127,7 +127,7 @@ class AsyncHttpTransport:
         self._pool: Pool[_Connection] = Pool()
         self._busy: set[_Kept] = set()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._looking_up: asyncio.Task[None] | None = None
+        self._looking_up: set[asyncio.Task[None]] = set()
         self.closed = False
 
     @property
@@ -155,9 +155,10 @@ class AsyncHttpTransport:
         self._pool.drop_all()
         for kept in (*self._pool.over(), *self._busy):
             kept.connection.end()
-        if self._looking_up is not None:
-            self._looking_up.cancel()
-            await asyncio.wait([self._looking_up])
+        if looking_up := list(self._looking_up):
+            for task in looking_up:
+                task.cancel()
+            await asyncio.wait(looking_up)
         await asyncio.sleep(0)  # what was aborted is closed in the loop's next turn
 
     async def _ask(self, request: Request, metadata: Metadata, ends_at: float) -> Reply:
@@ -232,31 +233,33 @@ class AsyncHttpTransport:
         return kept
 
     async def _addresses(self) -> list[Address]:
-        """In the order in which they are to be tried. The first call waits for their names."""
-        now = self._clock()
-        if self._looking_up is None and self._rotation.due(now):
-            self._looking_up = asyncio.create_task(self._look_up(), name="embedkeep names")
-        if (order := self._rotation.order(now)) or (looking_up := self._looking_up) is None:
-            return order
-        await asyncio.wait([looking_up])  # other calls wait for it too: it is not theirs to cancel
-        return self._rotation.order(now)
+        """In the order in which they are to be tried. The first call waits for a name of theirs."""
+        while True:
+            now = self._clock()
+            for origin in self._rotation.due(now):
+                task = asyncio.create_task(self._look_up(origin), name="embedkeep names")
+                self._looking_up.add(task)
+                task.add_done_callback(self._looking_up.discard)
+            if (order := self._rotation.order(now)) or not self._looking_up:
+                return order
+            # Other calls wait for them too: they are not this one's to cancel.
+            await asyncio.wait(self._looking_up, return_when=asyncio.FIRST_COMPLETED)
+            if self.closed:
+                raise Unavailable(CLOSED)
 
-    async def _look_up(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _look_up(self, origin: Origin) -> None:
+        found = []
         try:
-            for origin in self._rotation.names:
-                found = []
-                # UnicodeError: no name server could be asked for it
-                with contextlib.suppress(OSError, UnicodeError):
-                    found = await loop.getaddrinfo(
-                        origin.host, origin.port, type=socket.SOCK_STREAM
-                    )
-                if found:
-                    self._rotation.found(origin, [str(each[4][0]) for each in found])
-                else:
-                    self._rotation.unknown(self._clock())
+            # UnicodeError: no name server could be asked for it
+            with contextlib.suppress(OSError, UnicodeError):
+                found = await asyncio.get_running_loop().getaddrinfo(
+                    origin.host, origin.port, type=socket.SOCK_STREAM
+                )
         finally:
-            self._looking_up = None
+            if found:
+                self._rotation.found(origin, [str(each[4][0]) for each in found])
+            else:
+                self._rotation.unknown(origin, self._clock())
 
     def _failed(self, address: Address) -> None:
         self._rotation.failed(address, self._clock())

@@ -99,8 +99,8 @@ class HttpTransport:
         self._busy: set[_Kept] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._flights = 0
-        self._looking_up: threading.Event | None = None
-        """Set once what names stand for is known better. None: nobody looks."""
+        self._looked_up = threading.Condition(self._lock)
+        """What a name stands for is known better, or nobody waits for it any more."""
 
     @property
     def dialled(self) -> bool:
@@ -216,6 +216,7 @@ class HttpTransport:
             self._pool.drop_all()
             idle, busy = self._pool.over(), list(self._busy)
             threads = self._threads
+            self._looked_up.notify_all()
         for kept in idle:
             kept.connection.end()
         for kept in busy:
@@ -277,37 +278,40 @@ class HttpTransport:
         raise Unavailable(CLOSED)
 
     def _addresses(self, ends_at: float) -> list[Address]:
-        """In the order in which they are to be tried. The first call waits for their names."""
+        """In the order in which they are to be tried. The first call waits for a name of theirs."""
         with self._lock:
-            now = self._clock()
-            looking_up = self._looking_up
-            if looking_up is None and self._rotation.due(now):
-                looking_up = threading.Event()
-                threading.Thread(  # whose wait for a name server nothing can cut short
-                    target=self._look_up, args=(looking_up,), name="embedkeep-names", daemon=True
-                ).start()
-                self._looking_up = looking_up  # unless Python ends and starts no thread
-            if (order := self._rotation.order(now)) or looking_up is None:
-                return order
-        if not looking_up.wait(ends_at - now):
-            raise pooling.late(self._target)
-        with self._lock:
-            return self._rotation.order(now)
+            while True:
+                now = self._clock()
+                for origin in self._rotation.due(now):
+                    self._begin_look_up(origin)
+                if (order := self._rotation.order(now)) or not self._rotation.looking:
+                    return order
+                if self.closed:
+                    raise Unavailable(CLOSED)
+                if not self._looked_up.wait(ends_at - now):
+                    raise pooling.late(self._target)
 
-    def _look_up(self, done: threading.Event) -> None:
-        for origin in self._rotation.names:
-            try:
-                found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError):  # UnicodeError: no name server could be asked for it
-                found = []
-            with self._lock:
-                if found:
-                    self._rotation.found(origin, [str(each[4][0]) for each in found])
-                else:
-                    self._rotation.unknown(self._clock())
+    def _begin_look_up(self, origin: Origin) -> None:
+        """In a thread whose wait for a name server nothing can cut short."""
+        thread = threading.Thread(
+            target=self._look_up, args=(origin,), name="embedkeep-names", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # Python ends, or has no thread for it: what was known may hold
+            self._rotation.unknown(origin, self._clock())
+
+    def _look_up(self, origin: Origin) -> None:
+        try:
+            found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):  # UnicodeError: no name server could be asked for it
+            found = []
         with self._lock:
-            self._looking_up = None
-        done.set()
+            if found:
+                self._rotation.found(origin, [str(each[4][0]) for each in found])
+            else:
+                self._rotation.unknown(origin, self._clock())
+            self._looked_up.notify_all()
 
     def _failed(self, address: Address) -> None:
         with self._lock:

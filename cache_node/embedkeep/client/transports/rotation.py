@@ -16,6 +16,9 @@ LOOK_UP_EVERY_S: Final = 30.0
 """How old what a name stands for may be: how late new nodes get their share."""
 DOUBT_EVERY_S: Final = 1.0
 """The same after a failure, which may be that of an address that is gone for good."""
+MAX_LOOK_UPS: Final = 4
+"""At once, so that a name that hangs holds no other; each takes a thread, and in asyncio one of at
+least five that the loop shares with whatever else runs in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,14 @@ class _Rest:
     length_s: float
 
 
+@dataclass(slots=True)
+class _Name:
+    due_at: float = float("-inf")
+    doubt_at: float = float("-inf")
+    """The earliest that a failure makes it due."""
+    under_way: bool = False
+
+
 class Rotation:
     """The addresses of a target. Not thread-safe.
 
@@ -44,34 +55,43 @@ class Rotation:
         self._known = {
             origin: [Address(origin, origin.host)] for origin in origins if origin.literal
         }
-        self._names = [origin for origin in origins if not origin.literal]
+        self._names = {origin: _Name() for origin in origins if not origin.literal}
         self._due_at = float("-inf") if self._names else float("inf")
-        self._doubt_at = self._due_at
+        """The first name's that may be looked up."""
         self._addresses: list[Address] = []
         self._rests: dict[Address, _Rest] = {}
         self._turn = 0
         self._join()
 
-    @property
-    def names(self) -> Sequence[Origin]:
-        """Origins to look up."""
-        return self._names
-
-    def due(self, now: float) -> bool:
-        """Names are to be looked up; true once, until `LOOK_UP_EVERY_S` later."""
+    def due(self, now: float) -> Sequence[Origin]:
+        """Whose names are to be looked up now; what came of it must be told of each."""
         if now < self._due_at:
-            return False
-        self._due_at, self._doubt_at = now + LOOK_UP_EVERY_S, now + DOUBT_EVERY_S
-        return True
+            return ()
+        room = MAX_LOOK_UPS - sum(name.under_way for name in self._names.values())
+        idle = ((origin, name) for origin, name in self._names.items() if not name.under_way)
+        due = [origin for origin, name in idle if name.due_at <= now][:room]
+        for origin in due:
+            self._names[origin] = _Name(now + LOOK_UP_EVERY_S, now + DOUBT_EVERY_S, under_way=True)
+        self._plan()
+        return due
+
+    @property
+    def looking(self) -> bool:
+        """Some name is being looked up."""
+        return any(name.under_way for name in self._names.values())
 
     def found(self, origin: Origin, ips: Iterable[str]) -> None:
         """What a name stands for now."""
         self._known[origin] = [Address(origin, ip) for ip in dict.fromkeys(ips)]
         self._join()
+        self._names[origin].under_way = False
+        self._plan()
 
-    def unknown(self, now: float) -> None:
+    def unknown(self, origin: Origin, now: float) -> None:
         """A name could not be looked up: what it stood for may hold still, and it is tried soon."""
-        self._due_at = min(self._due_at, now + DOUBT_EVERY_S)
+        name = self._names[origin]
+        name.under_way, name.due_at = False, min(name.due_at, now + DOUBT_EVERY_S)
+        self._plan()
 
     def order(self, now: float) -> list[Address]:
         """All addresses: the next in turn first, those that rest last. Empty: none is known yet."""
@@ -92,11 +112,18 @@ class Rotation:
         before = self._rests.get(address)
         length_s = FIRST_REST_S if before is None else min(2 * before.length_s, LONGEST_REST_S)
         self._rests[address] = _Rest(now + length_s, length_s)
-        self._due_at = min(self._due_at, max(now, self._doubt_at))
+        if (name := self._names.get(address.origin)) is not None:
+            name.due_at = min(name.due_at, max(now, name.doubt_at))
+            self._plan()
 
     def worked(self, address: Address) -> None:
         """It was reached."""
         self._rests.pop(address, None)
+
+    def _plan(self) -> None:
+        idle = [name.due_at for name in self._names.values() if not name.under_way]
+        room = len(self._names) - len(idle) < MAX_LOOK_UPS
+        self._due_at = min(idle, default=float("inf")) if room else float("inf")
 
     def _join(self) -> None:
         self._addresses = [
