@@ -25,7 +25,7 @@ Bugs stay outside the tree. Foreign errors become ours where they enter, with th
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 import grpc
 import numpy as np
@@ -141,6 +141,27 @@ class Overloaded(Retryable):
     """Refused at once, because a bounded queue is full. Nothing was started."""
 
     reason = "Overloaded"
+
+
+LEAST_PUSHBACK_S: Final = 0.05
+"""Below it, coming again costs more than it gains."""
+MOST_PUSHBACK_S: Final = 30.0
+"""Beyond it no estimate holds."""
+_UNMEASURED_S: Final = 0.5
+
+
+def pushback_s(wait_s: float | None) -> float:
+    """When one who is refused as `Overloaded` should come again, seconds.
+
+    After the time that it would have waited. Sooner there is room for the first of those who were
+    refused, and all others would come for nothing.
+
+    Args:
+        wait_s: As it was measured. None: it was not yet.
+    """
+    if wait_s is None:
+        return _UNMEASURED_S
+    return round(min(max(wait_s, LEAST_PUSHBACK_S), MOST_PUSHBACK_S), 3)
 
 
 class Unavailable(Retryable):

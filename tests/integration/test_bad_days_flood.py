@@ -1,7 +1,8 @@
 """One tenant asks for more than the embedder can do: what that costs another is bounded."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,21 @@ import grpc
 import pytest
 
 from embedkeep.config import Batching, ModelSpec
+from embedkeep.embedder.backends import Vectors
 from embedkeep.embedder.service import EmbedderService
+from embedkeep.errors import RETRY_KEY
 from embedkeep.v1 import embedder_pb2_grpc
 from support.backend import ArithmeticBackend, token
-from support.node import Node, node_config, running, sources, until
+from support.node import WAIT_S, Node, node_config, running, sources, until
 
 FLOODING, VICTIM = "flooding-key", "victim-key"
 MAX_CALLS = 64
 BATCH = 4
 FLOOD = 300
+TOKEN_S = 0.001
+"""What the slow model takes."""
+LONG = "word " * 64
+"""As many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +36,10 @@ class Cache:
     backend: ArithmeticBackend
     embedder: EmbedderService
 
-    async def ask(self, text: str, key: str) -> str:
+    async def ask(self, text: str, key: str, *, timeout_s: float = WAIT_S) -> str:
         """Where the answer came from, or why there is none."""
         try:
-            answer = await self.node.embed(text, api_key=key)
+            answer = await self.node.embed(text, api_key=key, timeout_s=timeout_s)
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return sources(answer)[0]
@@ -58,18 +65,48 @@ class Cache:
 
         await until(reached)
 
+    async def refused(self, text: str, key: str, *, timeout_s: float = WAIT_S) -> float:
+        """Ask and be refused; when to come again, seconds."""
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await self.node.embed(text, api_key=key, timeout_s=timeout_s)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        trailers = dict(refused.value.trailing_metadata() or ())
+        return int(trailers[RETRY_KEY]) / 1000
+
     def first_words(self) -> list[list[int]]:
         """Of each text that the model was given, batch by batch."""
         return [[row[0] for row in batch] for batch in self.backend.batches]
 
 
+class SlowBackend(ArithmeticBackend):
+    """Takes its time for each token, once it may."""
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        time.sleep(TOKEN_S * sum(map(len, rows)))
+        return super().embed(rows)
+
+
 @pytest.fixture
 async def cache(tmp_path: Path) -> AsyncIterator[Cache]:
     """Its model is shut."""
+    async with cache_of(ArithmeticBackend(), tmp_path) as cache:
+        yield cache
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Cache]:
+    """Its model was seen to be slow, and is shut."""
+    async with cache_of(SlowBackend(), tmp_path) as cache:
+        yield cache
+
+
+@asynccontextmanager
+async def cache_of(model: ArithmeticBackend, tmp_path: Path) -> AsyncIterator[Cache]:
+    """A cache in front of *model*, which is shut."""
     (tmp_path / "flooding").write_text(FLOODING)
     (tmp_path / "victim").write_text(VICTIM)
     (tmp_path / "secret").write_bytes(b"s" * 32)
-    async with embedding(ArithmeticBackend()) as (embedder, backend, port):
+    async with embedding(model) as (embedder, backend, port):
         config = node_config(
             tmp_path,
             port,
@@ -134,3 +171,43 @@ async def flooded(cache: Cache, tasks: asyncio.TaskGroup) -> list[asyncio.Task[s
     calls += [tasks.create_task(cache.ask(f"flood {n}", FLOODING)) for n in range(1, FLOOD)]
     await cache.until_queued(MAX_CALLS // 2 - 1)
     return calls
+
+
+async def test_who_would_be_answered_too_late_is_refused_at_once_and_told_when_to_come_again(
+    slow: Cache,
+) -> None:
+    """No batch ends meanwhile: what the refusal says was measured before."""
+    async with asyncio.TaskGroup() as tasks:
+        await under_way(slow, tasks)
+        flood = [tasks.create_task(slow.ask(f"{n} {LONG}", FLOODING)) for n in range(25)]
+        await slow.until_queued(len(flood))
+
+        after_s = await slow.refused("late", FLOODING, timeout_s=1.0)
+
+        patient = tasks.create_task(slow.ask("patient", FLOODING))
+        other = tasks.create_task(slow.ask("other", VICTIM, timeout_s=5.0))
+        await slow.until_queued(len(flood) + 2)
+        slow.backend.gate.set()
+
+    assert after_s > 25 * 64 * TOKEN_S
+    assert {call.result() for call in (*flood, patient, other)} == {"embedder"}
+    assert token("late") not in [word for batch in slow.first_words() for word in batch]
+
+
+async def test_what_has_waited_beyond_its_callers_time_is_not_computed(cache: Cache) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        await under_way(cache, tasks)
+
+        assert await cache.ask("too late", VICTIM, timeout_s=0.2) == "DEADLINE_EXCEEDED"
+
+        await cache.until_queued(0)
+        cache.backend.gate.set()
+        assert await cache.ask("in time", VICTIM) == "embedder"
+
+    assert cache.first_words() == [[token("first")], [token("in")]]
+
+
+async def under_way(cache: Cache, tasks: asyncio.TaskGroup) -> None:
+    """A text is with the model, which is shut."""
+    tasks.create_task(cache.ask("first", VICTIM))
+    await cache.entered()

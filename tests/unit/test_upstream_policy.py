@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedkeep.config import Batching
 from embedkeep.embedder.lanes import Lane
-from embedkeep.embedder.schedule import Item, Schedule
+from embedkeep.embedder.schedule import Item, Newcomer, Schedule
 from embedkeep.embedder.upstream.failures import Failure, Kind
 from embedkeep.embedder.upstream.policy import (
     GROW_AFTER,
@@ -78,7 +78,7 @@ class World:
             )
             for text in texts
         ]
-        self.schedule.reserve(len(items), lane)
+        self.schedule.reserve(Newcomer(inputs=len(items), lane=lane), now_s=0.0)
         self.schedule.offer(items)
         return items
 
@@ -394,7 +394,7 @@ def test_a_person_waits_for_a_short_pause_and_a_job_for_what_its_call_allows() -
     assert policy.will_wait(policy.patience_s(Lane.DEMAND, 30.0), 4.0)
     assert policy.will_wait(policy.patience_s(Lane.BULK, 30.0), 0.0)
     assert not policy.will_wait(policy.patience_s(Lane.BULK, 7.0), 0.0)
-    assert policy.will_wait(policy.patience_s(Lane.BULK, None), 0.0)
+    assert policy.will_wait(policy.patience_s(Lane.BULK, math.inf), 0.0)
 
 
 def test_time_and_tokens_are_apportioned_and_add_up() -> None:

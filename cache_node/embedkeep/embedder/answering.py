@@ -5,8 +5,10 @@ A model that runs here (`embedkeep.embedder.service`) and somebody else's
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -72,6 +74,17 @@ class Answered(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """Of a caller's, seconds; infinite: it waits for ever."""
+
+    left_s: float = math.inf
+    """Until its call ends. Others may wait for the same call as whoever has it made."""
+    patience_s: float = math.inf
+    """How long the one waits who wants it now: what will not have its turn by then is refused at
+    once."""
+
+
 class Computer(Protocol):
     """A model that can be asked."""
 
@@ -81,13 +94,12 @@ class Computer(Protocol):
         ...
 
     async def compute(
-        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time_s: float | None
+        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time: Time
     ) -> Answered:
         """Compute *texts*, each not empty; failures of single ones stand in the answer.
 
         Args:
-            time_s: How long the caller waits, seconds. None: for ever. Whoever calls this leaves
-                then; a computer may refuse sooner what cannot be done by then.
+            time: Whoever calls this leaves when none is left.
 
         Raises:
             EmbedKeepError: Nothing could be computed.
@@ -182,7 +194,7 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
                     [texts[index] for index in asked],
                     purpose=request.purpose,
                     flow=request.flow,
-                    time_s=time_s,
+                    time=_time(time_s, request.patience_ms),
                 )
         except TimeoutError as error:
             raise DeadlineExceeded("the caller's time was up") from error
@@ -242,3 +254,8 @@ class Answering(embedder_pb2_grpc.EmbedderServicer):
             fingerprint=described.fingerprint,
             instance=self.instance,
         )
+
+
+def _time(left_s: float | None, patience_ms: int) -> Time:
+    left_s = math.inf if left_s is None else left_s
+    return Time(left_s=left_s, patience_s=min(left_s, patience_ms / 1000 or math.inf))

@@ -5,6 +5,7 @@ inputs gather, and so the batches grow with the load by themselves.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from embedkeep.embedder.device import DeviceThread
 from embedkeep.embedder.lanes import Lane
 from embedkeep.embedder.metrics import PURPOSES, EmbedderMetrics
 from embedkeep.embedder.reader import Reader
-from embedkeep.embedder.schedule import CostModel, Item, Row, Schedule, apportion
+from embedkeep.embedder.schedule import CostModel, Item, Newcomer, Row, Schedule, apportion
 from embedkeep.errors import EmbedderUnavailable, EmbedKeepError, Internal
 from embedkeep.v1.embedder_pb2 import Purpose
 
@@ -135,21 +136,38 @@ class Batcher:
         self._reader = Reader(engine.backend.tokenize, max_wait_s=limits.max_wait_s, clock=clock)
 
     async def embed(
-        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes
+        self,
+        texts: Sequence[str],
+        *,
+        purpose: Purpose.ValueType,
+        flow: bytes,
+        patience_s: float = math.inf,
     ) -> Computed:
         """Compute *texts*, each not empty; failures of single ones stand in the answer.
 
         Leaving early takes what is still queued out of the queue.
 
+        Args:
+            patience_s: How long whoever asks waits.
+
         Raises:
-            Overloaded: The queue is full; nothing was queued.
+            Overloaded: The queue is full, or takes longer than that; nothing was queued.
             EmbedderUnavailable: It stopped, or the device broke.
         """
         self._check_open()
         lane, name, count = LANES[purpose], PURPOSES[purpose], len(texts)
         characters = sum(map(len, texts))
         try:
-            self._schedule.reserve(count, lane, characters=characters)
+            self._schedule.reserve(
+                Newcomer(
+                    inputs=count,
+                    lane=lane,
+                    flow=flow,
+                    characters=characters,
+                    patience_s=patience_s,
+                ),
+                now_s=self._clock(),
+            )
         except EmbedKeepError:
             self._metrics.refused.labels(name).inc(count)
             raise

@@ -17,6 +17,8 @@ from enum import IntEnum
 from heapq import heappop, heappush, heapreplace
 from typing import Final, Generic, TypeVar
 
+from embedkeep.embedder.waiting import Ahead, Backlog, ahead_of
+
 T = TypeVar("T")
 
 LIFT_EVERY: Final = 4
@@ -53,6 +55,8 @@ class _Flow(Generic[T]):
     line: deque[Queued[T]] = field(default_factory=deque)
     """Those that wait, and some that were dropped; the first one waits."""
     waiting: int = 0
+    size: int = 0
+    """Of all that wait."""
 
     def tidy(self) -> None:
         """Keep the first one waiting, and the line's length within twice what waits."""
@@ -84,6 +88,8 @@ class _Queue(Generic[T]):
         self._waiting = 0
         self._size = 0
         """Of all that wait."""
+        self.largest = 0
+        """Size of the largest entry since the lane was empty."""
 
     def __bool__(self) -> bool:
         return self._waiting > 0
@@ -95,8 +101,27 @@ class _Queue(Generic[T]):
             heappush(self._order, (self._now, self._joined, entry.flow))
         flow.line.append(entry)
         flow.waiting += 1
+        flow.size += entry.size
         self._waiting += 1
         self._size += entry.size
+        self.largest = max(self.largest, entry.size)
+
+    def all(self) -> Ahead:
+        """All that wait."""
+        return Ahead(size=self._size, entries=self._waiting)
+
+    def ahead_of(self, name: bytes) -> Ahead:
+        """What is served before one who would come to the flow *name* now."""
+        mine = Backlog(start=self._now, size=0, entries=0)
+        others: list[Backlog] = []
+        for start, _, each in self._order:
+            flow = self._flows[each]
+            backlog = Backlog(start=start, size=flow.size, entries=flow.waiting)
+            if each == name:
+                mine = backlog
+            elif flow.waiting:
+                others.append(backlog)
+        return ahead_of(mine, others)
 
     def oldest_s(self) -> float:
         """When the first of those that are next in their flows came."""
@@ -135,10 +160,12 @@ class _Queue(Generic[T]):
     def _leave(self, entry: Queued[T], flow: _Flow[T]) -> None:
         entry.waiting = False
         flow.waiting -= 1
+        flow.size -= entry.size
         flow.tidy()
         self._waiting -= 1
         self._size -= entry.size
         if not self._waiting:  # nobody is owed anything
+            self.largest = 0
             self._flows.clear()
             self._order.clear()
             self._now = 0
@@ -171,6 +198,21 @@ class Lanes(Generic[T]):
     def waits(self, lane: Lane) -> bool:
         """Whether *lane* has an entry."""
         return bool(self._queues[lane])
+
+    def all(self, lane: Lane) -> Ahead:
+        """All that waits in *lane*."""
+        return self._queues[lane].all()
+
+    def ahead_of(self, lane: Lane, flow: bytes) -> Ahead:
+        """What *lane* serves before one who would come to *flow* now.
+
+        See `embedkeep.embedder.waiting`. It costs the more, the more flows wait.
+        """
+        return self._queues[lane].ahead_of(flow)
+
+    def largest(self, lane: Lane) -> int:
+        """Size of the largest entry since *lane* was empty."""
+        return self._queues[lane].largest
 
     def turn(self, now_s: float) -> Lane | None:
         """The lane to `take` from now; None: nothing waits. Counts as a turn."""

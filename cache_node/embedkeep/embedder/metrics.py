@@ -41,7 +41,10 @@ class EmbedderMetrics:
             "Inputs answered by the computation of an equal one that waited beside them.",
         )
         self.failed = counter("embedkeep_embed_failed_inputs", "Inputs the model failed on.")
-        self.refused = counter("embedkeep_embed_refused_inputs", "Inputs refused: queue full.")
+        self.refused = counter(
+            "embedkeep_embed_refused_inputs",
+            "Inputs refused: the queue is full, or takes longer than their caller waits.",
+        )
         self.dropped = counter(
             "embedkeep_embed_dropped_inputs", "Queued inputs whose caller left before their turn."
         )

@@ -8,19 +8,36 @@ Equal inputs of one flow that wait at the same time are one row: computed once, 
 lane of those who wait for it, for all of them.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
 
 from embedkeep.config import Batching
 from embedkeep.embedder.lanes import Lane, Lanes, Queued
-from embedkeep.errors import Overloaded
+from embedkeep.embedder.waiting import Ahead, BatchCost
+from embedkeep.errors import Overloaded, pushback_s
 
 T = TypeVar("T")
 
+_LANES: Final = tuple(Lane)
 _QUEUE_SHARES: Final = {Lane.DEMAND: 1.0, Lane.BULK: 0.75, Lane.BACKGROUND: 0.5}
 """How full the queue may be for a lane's input to be taken in: background work that fills it up
 must not be why a person is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newcomer:
+    """What is to be taken in, before its tokens are known."""
+
+    inputs: int
+    lane: Lane
+    flow: bytes = b""
+    """Whose it is."""
+    characters: int = 0
+    """Of all inputs. A newcomer that is alone may have more than the queue's limit."""
+    patience_s: float = math.inf
+    """How long its caller waits."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -68,8 +85,9 @@ class Row(Generic[T]):
 class Cost(Protocol):
     """What batches cost."""
 
-    def seconds(self, tokens: int) -> float:
-        """What a batch of *tokens* should take."""
+    @property
+    def measured(self) -> BatchCost | None:
+        """What batches take. None: none was measured yet."""
         ...
 
     def tokens_within(self, seconds: float) -> int:
@@ -99,6 +117,11 @@ class CostModel:
         self.token_s = token_s
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
         self._seen = 0
+
+    @property
+    def measured(self) -> BatchCost | None:
+        """See `Cost`."""
+        return BatchCost(fixed_s=self.fixed_s, unit_s=self.token_s) if self._seen else None
 
     def seconds(self, tokens: int) -> float:
         """What a batch of *tokens* should take."""
@@ -157,39 +180,81 @@ class Schedule(Generic[T]):
         self._cost = cost
         self._lanes: Lanes[Row[T]] = Lanes(max_wait_s=limits.max_wait_s)
         self._shared: dict[tuple[bytes, Hashable], Row[T]] = {}
-        self._tokens = 0
+        self._next_s = 0.0
+        """When the batch that was taken last should end."""
         self.held = 0
         """Places that are reserved or taken: one an item, shared row or not."""
         self.held_characters = 0
 
-    def reserve(self, inputs: int, lane: Lane, *, characters: int = 0) -> None:
-        """Keep places for *inputs*, until they are offered and taken, dropped or released.
-
-        Args:
-            characters: Of all of them; kept until released. A request that is alone may have
-                more than the queue's limit.
+    def reserve(self, newcomer: Newcomer, *, now_s: float) -> None:
+        """Keep places for *newcomer*, until they are offered and taken, dropped or released.
 
         Raises:
-            Overloaded: The queue is too full for them; nothing was reserved.
+            Overloaded: The queue is too full for it, or takes longer than its caller waits; nothing
+                was reserved.
         """
-        share = _QUEUE_SHARES[lane]
+        inputs, characters = newcomer.inputs, newcomer.characters
+        share = _QUEUE_SHARES[newcomer.lane]
         room = int(self._limits.max_queue_inputs * share)
         if self.held + inputs > room:
-            raise self._overloaded(
-                f"{self.held} inputs wait here, and {inputs} more would be beyond {room}"
+            raise Overloaded(
+                f"{self.held} inputs wait here, and {inputs} more would be beyond {room}",
+                retry_after_s=pushback_s(self._wait_s(newcomer, now_s)),
             )
         room = int(self._limits.max_queue_characters * share)
         if self.held_characters and self.held_characters + characters > room:
-            raise self._overloaded(
+            raise Overloaded(
                 f"texts of {self.held_characters} characters are held here, and {characters} "
-                f"more would be beyond {room}"
+                f"more would be beyond {room}",
+                retry_after_s=pushback_s(self._wait_s(newcomer, now_s)),
+            )
+        patience_s = newcomer.patience_s
+        if (
+            self._most_wait_s(newcomer, now_s) > patience_s
+            and (wait_s := self._wait_s(newcomer, now_s)) is not None
+            and wait_s > patience_s
+        ):
+            raise Overloaded(
+                f"what goes first here takes {wait_s:.3g} s more, and the caller has "
+                f"{patience_s:.3g} s",
+                retry_after_s=pushback_s(wait_s),
             )
         self.held += inputs
         self.held_characters += characters
 
-    def _overloaded(self, why: str) -> Overloaded:
-        wait = self._cost.seconds(self._tokens)
-        return Overloaded(why, retry_after_s=round(max(wait, 0.05), 3))
+    def _most_wait_s(self, newcomer: Newcomer, now_s: float) -> float:
+        """The same as `_wait_s`, as if nobody came after it: quicker told, and never less."""
+        above = [(lane, self._lanes.all(lane)) for lane in _LANES[: newcomer.lane + 1]]
+        return self._seconds(above, now_s) or 0.0
+
+    def _wait_s(self, newcomer: Newcomer, now_s: float) -> float | None:
+        """How long *newcomer* waits for its turn, at least. None: nothing was measured yet.
+
+        See `embedkeep.embedder.waiting`.
+        """
+        lane = newcomer.lane
+        above = [(each, self._lanes.all(each)) for each in _LANES[:lane]]
+        return self._seconds([*above, (lane, self._lanes.ahead_of(lane, newcomer.flow))], now_s)
+
+    def _seconds(self, ahead: Sequence[tuple[Lane, Ahead]], now_s: float) -> float | None:
+        """What is under way still takes, and then *ahead*. None: nothing was measured yet."""
+        if (measured := self._cost.measured) is None:
+            return None
+        return max(self._next_s - now_s, 0.0) + sum(
+            measured.seconds(
+                each,
+                batch_size=max(self._most_size(lane), self._lanes.largest(lane), 1),
+                batch_entries=self._limits.max_batch_inputs,
+            )
+            for lane, each in ahead
+        )
+
+    def _most_size(self, lane: Lane) -> int:
+        """Tokens of a batch."""
+        limits = self._limits
+        return self._cost.tokens_within(
+            limits.demand_target_s if lane is Lane.DEMAND else limits.background_target_s
+        )
 
     def release(self, inputs: int = 0, *, characters: int = 0) -> None:
         """Give places back that were reserved and not used."""
@@ -204,7 +269,6 @@ class Schedule(Generic[T]):
                 row = Row()
                 if item.key is not None:
                     self._shared[item.flow, item.key] = row
-                self._tokens += item.tokens
             item.row = row
             row.by_lane[item.lane][item] = None
             if row.place is None or item.lane < row.place.lane:
@@ -264,15 +328,11 @@ class Schedule(Generic[T]):
         """
         lane = self._lanes.turn(now_s) if only is None else only
         if lane is None or not self.waits(lane):
+            self._next_s = now_s
             return []
-        target = (
-            self._limits.demand_target_s
-            if lane is Lane.DEMAND
-            else self._limits.background_target_s
-        )
         taken = self._lanes.take(
             lane,
-            most_size=self._cost.tokens_within(target),
+            most_size=self._most_size(lane),
             most=self._limits.max_batch_inputs if most is None else most,
         )
         for place in taken:
@@ -281,11 +341,14 @@ class Schedule(Generic[T]):
                 item.row = None
             self.held -= len(waiters)
             self._forget(waiters[0])
+        if (measured := self._cost.measured) is not None:
+            self._next_s = (
+                now_s + measured.fixed_s + measured.unit_s * sum(place.size for place in taken)
+            )
         return sorted((place.payload for place in taken), key=lambda row: row.tokens)
 
     def _forget(self, item: Item[T]) -> None:
         """The row that *item* waited for waits no more."""
-        self._tokens -= item.tokens
         if item.key is not None:
             del self._shared[item.flow, item.key]
 

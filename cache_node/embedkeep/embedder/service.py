@@ -12,7 +12,7 @@ import structlog
 
 from embedkeep.config import Batching, ModelSpec
 from embedkeep.embedder import canaries
-from embedkeep.embedder.answering import Answering
+from embedkeep.embedder.answering import Answering, Time
 from embedkeep.embedder.backends import About, Backend
 from embedkeep.embedder.batcher import Batcher, Computed, Engine, compute
 from embedkeep.embedder.device import DeviceThread
@@ -37,11 +37,12 @@ class _Warm:
     task: asyncio.Task[None]
 
     async def compute(
-        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time_s: float | None
+        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time: Time
     ) -> Computed:
         """See `embedkeep.embedder.answering.Computer`."""
-        del time_s  # a device has no pauses: who has left by then is taken out of the queue
-        return await self.batcher.embed(texts, purpose=purpose, flow=flow)
+        return await self.batcher.embed(
+            texts, purpose=purpose, flow=flow, patience_s=time.patience_s
+        )
 
 
 class EmbedderService(Answering):

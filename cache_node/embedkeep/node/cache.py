@@ -6,6 +6,7 @@ Each input is answered by the first that has it, in its own row, bit for bit as 
 returned it, or with an error of its own. Nothing here knows gRPC.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -168,12 +169,15 @@ class Cache:
         if tenant.learn(epoch=epoch, forgotten=forgotten):
             self.epoch_moved(tenant)
 
-    def host(self, request: Request, tenant: Partition, *, epoch: int) -> Hosted:
+    def host(
+        self, request: Request, tenant: Partition, *, epoch: int, until_s: float = math.inf
+    ) -> Hosted:
         """Answer a peer, from here alone.
 
         Args:
             request: Each text once.
             epoch: The peer's.
+            until_s: How long it waits, on `time.perf_counter`.
 
         Raises:
             EmbedderUnavailable: Nothing is served yet.
@@ -199,7 +203,9 @@ class Cache:
             found=found,
             flying=list(flying),
             boarding=self._trips.board_here(
-                asked, [(key, request.texts[index]) for index, key in flying.items()]
+                asked,
+                [(key, request.texts[index]) for index, key in flying.items()],
+                until_s=until_s,
             ),
         )
 
@@ -313,7 +319,7 @@ class Cache:
             elif rest:
                 texts = request.texts
                 wanted = [(key, texts[rows[0]]) for key, rows in rest.items()]
-                boardings += self._trips.board(asked, wanted)
+                boardings += self._trips.board(asked, wanted, until_s=until_s)
             if boardings:
                 await wait_for(boardings, max(until_s - time.perf_counter(), 0))
         finally:

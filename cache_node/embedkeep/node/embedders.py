@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ class Work:
     flow: bytes
     trace: Trace | None = None
     """Of the request that started it. None: it had none."""
+    until_s: float = math.inf
+    """How long whoever wants it now waits, on `time.perf_counter`; infinite: as long as a call
+    may take."""
 
     @property
     def metadata(self) -> Metadata:
@@ -125,7 +129,7 @@ class Embedders:
 
         Raises:
             EmbedderUnavailable: None answered.
-            Overloaded: The embedder's queue is full.
+            Overloaded: The embedder's queue is full, or takes longer than *work* says.
             ModelDrift: What answers does not compute *space*.
             InvalidResponse: The answer does not fit the question.
         """
@@ -134,6 +138,7 @@ class Embedders:
             purpose=work.purpose,
             flow=work.flow,
             fingerprint=space.fingerprint,
+            patience_ms=patience_ms(work.until_s),
         )
         ends_s = asyncio.get_running_loop().time() + self._timeout_s
         try:
@@ -245,6 +250,13 @@ class Embedders:
                     del self._compared[next(iter(self._compared))]
             if self._compared.get(instance) != space:
                 raise EmbedderUnavailable("the embedder went away before it could be compared")
+
+
+def patience_ms(until_s: float) -> int:
+    """How long *until_s* is away, on `time.perf_counter`, as the wire says it; 0: for ever."""
+    if until_s == math.inf:
+        return 0
+    return min(max(round((until_s - time.perf_counter()) * 1000), 1), 2**32 - 1)
 
 
 def _dial(

@@ -31,8 +31,14 @@ _NOT_THE_INPUTS: Final = (Retryable, ModelDrift, DeadlineExceeded)
 """Failures of the peer's own: another node may well succeed."""
 
 
-def request_of(asked: Asked, flights: Sequence[Flight]) -> peers_pb2.CarryRequest:
-    """Have a peer carry *flights*."""
+def request_of(
+    asked: Asked, flights: Sequence[Flight], *, patience_ms: int
+) -> peers_pb2.CarryRequest:
+    """Have a peer carry *flights*.
+
+    Args:
+        patience_ms: See `embedkeep.node.embedders.patience_ms`.
+    """
     request = asked.request
     return peers_pb2.CarryRequest(
         inputs=[flight.text for flight in flights],
@@ -43,6 +49,7 @@ def request_of(asked: Asked, flights: Sequence[Flight]) -> peers_pb2.CarryReques
         fingerprint=asked.space.fingerprint,
         priority=PRIORITIES[request.urgency],
         cache_control=cache_pb2.CacheControl(no_store=not request.store, no_cache=request.fresh),
+        patience_ms=patience_ms,
     )
 
 

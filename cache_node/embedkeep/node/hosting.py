@@ -6,6 +6,8 @@ service has asked does that.
 """
 
 import hmac
+import math
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -102,7 +104,10 @@ class PeerService(peers_pb2_grpc.PeersServicer):
         self._calls.enter(tenant.tag, 1, asked.urgency)
         try:
             self._metrics.carried.inc(len(asked.texts))
-            hosted = self._cache.host(asked, tenant, epoch=request.epoch)
+            patience_s = request.patience_ms / 1000 or math.inf
+            hosted = self._cache.host(
+                asked, tenant, epoch=request.epoch, until_s=time.perf_counter() + patience_s
+            )
             try:
                 while not hosted.landed:
                     await context.write(_SIGN)

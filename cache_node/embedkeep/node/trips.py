@@ -23,7 +23,7 @@ from embedkeep.errors import DeadlineExceeded, EmbedKeepError, InvalidResponse, 
 from embedkeep.keys import Key
 from embedkeep.node.admission import Admission, Urgency
 from embedkeep.node.commands import Found
-from embedkeep.node.embedders import Embedders, Outcome, Work
+from embedkeep.node.embedders import Embedders, Outcome, Work, patience_ms
 from embedkeep.node.exchange import Asked
 from embedkeep.node.flights import Boarding, Flight, Flights, Origin, Reads, Trip
 from embedkeep.node.hops import outcomes_of, request_of
@@ -122,35 +122,42 @@ class Trips:
             )
         ]
 
-    def board(self, asked: Asked, wanted: Wanted) -> list[Boarding]:
+    def board(self, asked: Asked, wanted: Wanted, *, until_s: float = math.inf) -> list[Boarding]:
         """Flights for all of *wanted*, by whoever owns them. Leave each when done waiting.
 
         Valkey is not read again: whoever asks has seen to that.
+
+        Args:
+            until_s: How long the caller waits, on `time.perf_counter`. Others who join may wait
+                longer.
         """
         owners = self._owners(key for key, _ in wanted)
         if not owners:
-            return [self.board_here(asked, wanted, read=False)]
+            return [self.board_here(asked, wanted, until_s=until_s, read=False)]
         request = asked.request
         away = self._away[request.fresh].board(
             [each for each in wanted if each[0] in owners],
             store=request.store,
-            carry=partial(self._carry_away, asked, owners),
+            carry=partial(self._carry_away, asked, owners, until_s),
             urgency=request.urgency,
         )
         here = [each for each in wanted if each[0] not in owners]
-        return [away, self.board_here(asked, here, read=False)]
+        return [away, self.board_here(asked, here, until_s=until_s, read=False)]
 
-    def board_here(self, asked: Asked, wanted: Wanted, *, read: bool = True) -> Boarding:
+    def board_here(
+        self, asked: Asked, wanted: Wanted, *, until_s: float, read: bool = True
+    ) -> Boarding:
         """Flights that this node ends by itself.
 
         Args:
+            until_s: As of `board`.
             read: Look into Valkey first; a computation that is wanted fresh never does.
         """
         request = asked.request
         return self._here[request.fresh].board(
             wanted,
             store=request.store,
-            carry=partial(self._carry_here if read else self._carry_computed, asked),
+            carry=partial(self._carry_here if read else self._carry_computed, asked, until_s),
             urgency=request.urgency,
         )
 
@@ -194,23 +201,27 @@ class Trips:
         owner = self.peers.owner
         return {key: peer for key in keys if (peer := owner(key)) is not None}
 
-    async def _carry_here(self, asked: Asked, trip: Trip) -> None:
+    async def _carry_here(self, asked: Asked, until_s: float, trip: Trip) -> None:
         """Land the flights of one trip: from Valkey, then from an embedder."""
         if flights := await self._carry_read(asked, trip.flights):
-            await self._compute(asked, flights)
+            await self._compute(asked, flights, until_s)
 
-    async def _carry_computed(self, asked: Asked, trip: Trip) -> None:
+    async def _carry_computed(self, asked: Asked, until_s: float, trip: Trip) -> None:
         """The same where Valkey was read just now."""
-        await self._compute(asked, trip.flights)
+        await self._compute(asked, trip.flights, until_s)
 
-    async def _carry_away(self, asked: Asked, owners: Mapping[Key, Peer], trip: Trip) -> None:
+    async def _carry_away(
+        self, asked: Asked, owners: Mapping[Key, Peer], until_s: float, trip: Trip
+    ) -> None:
         """Land the flights of one trip, each by its owner's node."""
         parts: dict[Peer, list[Flight]] = {}
         for flight in trip.flights:
             parts.setdefault(owners[flight.key], []).append(flight)
         async with asyncio.TaskGroup() as hops:
             for peer, flights in parts.items():
-                hops.create_task(self._hop(asked, peer, flights), name=f"hop to {peer.name}")
+                hops.create_task(
+                    self._hop(asked, peer, flights, until_s), name=f"hop to {peer.name}"
+                )
 
     async def _carry_read(self, asked: Asked, flights: Sequence[Flight]) -> Sequence[Flight]:
         """Land what Valkey holds; returns the rest."""
@@ -224,7 +235,7 @@ class Trips:
             flight.land(entry, Origin.VALKEY)
         return [flight for flight in flights if not flight.landed]
 
-    async def _compute(self, asked: Asked, flights: Sequence[Flight]) -> None:
+    async def _compute(self, asked: Asked, flights: Sequence[Flight], until_s: float) -> None:
         """Land *flights* from an embedder."""
         request = asked.request
         work = Work(
@@ -232,6 +243,7 @@ class Trips:
             purpose=_PURPOSES[request.urgency],
             flow=asked.tenant.tag,
             trace=request.trace,
+            until_s=until_s,
         )
         outcomes = await self.compute(work, asked.space, urgency=request.urgency)
         for flight, outcome in zip(flights, outcomes, strict=True):
@@ -241,14 +253,17 @@ class Trips:
                     self.tier.write(flight.key, outcome)
             flight.land(outcome, Origin.EMBEDDER)
 
-    async def _hop(self, asked: Asked, peer: Peer, flights: Sequence[Flight]) -> None:
+    async def _hop(
+        self, asked: Asked, peer: Peer, flights: Sequence[Flight], until_s: float
+    ) -> None:
         """Land *flights* by a peer, and here what it does not answer."""
         tag, urgency = asked.tenant.tag, asked.request.urgency
         try:
             with self._admitted(tag, len(flights), urgency):
                 try:
                     carried = await peer.carry(
-                        request_of(asked, flights), trace=asked.request.trace
+                        request_of(asked, flights, patience_ms=patience_ms(until_s)),
+                        trace=asked.request.trace,
                     )
                     self._land(asked, flights, carried)
                 except InvalidResponse as error:
@@ -256,7 +271,7 @@ class Trips:
                 except EmbedKeepError:
                     pass  # counted and logged where it is known what it means
             if rest := [flight for flight in flights if not flight.landed]:
-                await self._carry_instead(asked, rest)
+                await self._carry_instead(asked, rest, until_s)
         except EmbedKeepError as error:
             for flight in flights:
                 flight.land(error, Origin.EMBEDDER)
@@ -279,10 +294,13 @@ class Trips:
                 self._keep(flight.key, outcome, asked)
             flight.land(outcome, origin)
 
-    async def _carry_instead(self, asked: Asked, flights: Sequence[Flight]) -> None:
+    async def _carry_instead(self, asked: Asked, flights: Sequence[Flight], until_s: float) -> None:
         """Land *flights* here, together with whatever carries the same keys here already."""
         boarding = self.board_here(
-            asked, [(flight.key, flight.text) for flight in flights], read=False
+            asked,
+            [(flight.key, flight.text) for flight in flights],
+            until_s=until_s,
+            read=False,
         )
         try:
             await boarding.wait(None)

@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65mbedkeep/v1/embedder.proto\x12\x0c\x65mbedkeep.v1\"k\n\x0e\x43omputeRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12&\n\x07purpose\x18\x02 \x01(\x0e\x32\x15.embedkeep.v1.Purpose\x12\x0c\n\x04\x66low\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"L\n\x0c\x43omputeError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xbf\x01\n\x0f\x43omputeResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x11\n\tdevice_ns\x18\x04 \x03(\x04\x12\x11\n\ttruncated\x18\x05 \x03(\r\x12*\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1a.embedkeep.v1.ComputeError\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\x10\n\x08instance\x18\x08 \x01(\x0c\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"P\n\x11\x44\x65tokenizeRequest\x12&\n\x06inputs\x18\x01 \x03(\x0b\x32\x16.embedkeep.v1.TokenIds\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x87\x02\n\x10\x44\x65scribeResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x12\n\nnormalized\x18\x06 \x01(\x08\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x12\n\nmax_inputs\x18\n \x01(\r\x12\x10\n\x08\x63\x61naries\x18\x0b \x01(\x0c\x12\x19\n\x11min_canary_cosine\x18\x0c \x01(\x01\x12\x10\n\x08instance\x18\r \x01(\x0c*n\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_DEMAND\x10\x01\x12\x10\n\x0cPURPOSE_BULK\x10\x02\x12\x10\n\x0cPURPOSE_WARM\x10\x03\x12\x12\n\x0ePURPOSE_SHADOW\x10\x04\x32\xec\x01\n\x08\x45mbedder\x12\x44\n\x05\x45mbed\x12\x1c.embedkeep.v1.ComputeRequest\x1a\x1d.embedkeep.v1.ComputeResponse\x12I\n\x08\x44\x65scribe\x12\x1d.embedkeep.v1.DescribeRequest\x1a\x1e.embedkeep.v1.DescribeResponse\x12O\n\nDetokenize\x12\x1f.embedkeep.v1.DetokenizeRequest\x1a .embedkeep.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65mbedkeep/v1/embedder.proto\x12\x0c\x65mbedkeep.v1\"\x80\x01\n\x0e\x43omputeRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12&\n\x07purpose\x18\x02 \x01(\x0e\x32\x15.embedkeep.v1.Purpose\x12\x0c\n\x04\x66low\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x13\n\x0bpatience_ms\x18\x05 \x01(\r\"L\n\x0c\x43omputeError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xbf\x01\n\x0f\x43omputeResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x11\n\tdevice_ns\x18\x04 \x03(\x04\x12\x11\n\ttruncated\x18\x05 \x03(\r\x12*\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x1a.embedkeep.v1.ComputeError\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\x10\n\x08instance\x18\x08 \x01(\x0c\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"P\n\x11\x44\x65tokenizeRequest\x12&\n\x06inputs\x18\x01 \x03(\x0b\x32\x16.embedkeep.v1.TokenIds\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x87\x02\n\x10\x44\x65scribeResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x12\n\nnormalized\x18\x06 \x01(\x08\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x12\n\nmax_inputs\x18\n \x01(\r\x12\x10\n\x08\x63\x61naries\x18\x0b \x01(\x0c\x12\x19\n\x11min_canary_cosine\x18\x0c \x01(\x01\x12\x10\n\x08instance\x18\r \x01(\x0c*n\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_DEMAND\x10\x01\x12\x10\n\x0cPURPOSE_BULK\x10\x02\x12\x10\n\x0cPURPOSE_WARM\x10\x03\x12\x12\n\x0ePURPOSE_SHADOW\x10\x04\x32\xec\x01\n\x08\x45mbedder\x12\x44\n\x05\x45mbed\x12\x1c.embedkeep.v1.ComputeRequest\x1a\x1d.embedkeep.v1.ComputeResponse\x12I\n\x08\x44\x65scribe\x12\x1d.embedkeep.v1.DescribeRequest\x1a\x1e.embedkeep.v1.DescribeResponse\x12O\n\nDetokenize\x12\x1f.embedkeep.v1.DetokenizeRequest\x1a .embedkeep.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'embedkeep.v1.embedder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=855
-  _globals['_PURPOSE']._serialized_end=965
-  _globals['_COMPUTEREQUEST']._serialized_start=45
-  _globals['_COMPUTEREQUEST']._serialized_end=152
-  _globals['_COMPUTEERROR']._serialized_start=154
-  _globals['_COMPUTEERROR']._serialized_end=230
-  _globals['_COMPUTERESPONSE']._serialized_start=233
-  _globals['_COMPUTERESPONSE']._serialized_end=424
-  _globals['_TOKENIDS']._serialized_start=426
-  _globals['_TOKENIDS']._serialized_end=449
-  _globals['_DETOKENIZEREQUEST']._serialized_start=451
-  _globals['_DETOKENIZEREQUEST']._serialized_end=531
-  _globals['_DETOKENIZERESPONSE']._serialized_start=533
-  _globals['_DETOKENIZERESPONSE']._serialized_end=568
-  _globals['_DESCRIBEREQUEST']._serialized_start=570
-  _globals['_DESCRIBEREQUEST']._serialized_end=587
-  _globals['_DESCRIBERESPONSE']._serialized_start=590
-  _globals['_DESCRIBERESPONSE']._serialized_end=853
-  _globals['_EMBEDDER']._serialized_start=968
-  _globals['_EMBEDDER']._serialized_end=1204
+  _globals['_PURPOSE']._serialized_start=877
+  _globals['_PURPOSE']._serialized_end=987
+  _globals['_COMPUTEREQUEST']._serialized_start=46
+  _globals['_COMPUTEREQUEST']._serialized_end=174
+  _globals['_COMPUTEERROR']._serialized_start=176
+  _globals['_COMPUTEERROR']._serialized_end=252
+  _globals['_COMPUTERESPONSE']._serialized_start=255
+  _globals['_COMPUTERESPONSE']._serialized_end=446
+  _globals['_TOKENIDS']._serialized_start=448
+  _globals['_TOKENIDS']._serialized_end=471
+  _globals['_DETOKENIZEREQUEST']._serialized_start=473
+  _globals['_DETOKENIZEREQUEST']._serialized_end=553
+  _globals['_DETOKENIZERESPONSE']._serialized_start=555
+  _globals['_DETOKENIZERESPONSE']._serialized_end=590
+  _globals['_DESCRIBEREQUEST']._serialized_start=592
+  _globals['_DESCRIBEREQUEST']._serialized_end=609
+  _globals['_DESCRIBERESPONSE']._serialized_start=612
+  _globals['_DESCRIBERESPONSE']._serialized_end=875
+  _globals['_EMBEDDER']._serialized_start=990
+  _globals['_EMBEDDER']._serialized_end=1226
 # @@protoc_insertion_point(module_scope)

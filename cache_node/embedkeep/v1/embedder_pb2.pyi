@@ -51,11 +51,16 @@ class ComputeRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     FLOW_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PATIENCE_MS_FIELD_NUMBER: _builtins.int
     purpose: Global___Purpose.ValueType
     flow: _builtins.bytes
     """Whose work it is, for a fair share of the device: an opaque tag, never a tenant's name."""
     fingerprint: _builtins.str
     """Refused with FAILED_PRECONDITION where the embedder's is another. Empty: any."""
+    patience_ms: _builtins.int
+    """How long the one waits who wants it now. Refused with RESOURCE_EXHAUSTED where what goes first
+    takes longer. 0: as long as the call. The call may last longer: others join it meanwhile.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -65,10 +70,11 @@ class ComputeRequest(_message.Message):
         purpose: Global___Purpose.ValueType = ...,
         flow: _builtins.bytes = ...,
         fingerprint: _builtins.str = ...,
+        patience_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "flow", b"flow", "inputs", b"inputs", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "flow", b"flow", "inputs", b"inputs", "patience_ms", b"patience_ms", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from embedkeep.v1 import cache_pb2 as embedkeep_dot_v1_dot_cache__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65mbedkeep/v1/peers.proto\x12\x0c\x65mbedkeep.v1\x1a\x18\x65mbedkeep/v1/cache.proto\"\xd2\x01\n\x0c\x43\x61rryRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x11\n\tforgotten\x18\x05 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12(\n\x08priority\x18\x07 \x01(\x0e\x32\x16.embedkeep.v1.Priority\x12\x31\n\rcache_control\x18\x08 \x01(\x0b\x32\x1a.embedkeep.v1.CacheControl\"4\n\nCarryReply\x12&\n\x07\x63\x61rried\x18\x01 \x01(\x0b\x32\x15.embedkeep.v1.Carried\"z\n\x07\x43\x61rried\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12%\n\x07sources\x18\x02 \x03(\x0e\x32\x14.embedkeep.v1.Source\x12(\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x18.embedkeep.v1.InputError\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"!\n\x0fWithdrawRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\x0c\"\x12\n\x10WithdrawResponse2\x93\x01\n\x05Peers\x12?\n\x05\x43\x61rry\x12\x1a.embedkeep.v1.CarryRequest\x1a\x18.embedkeep.v1.CarryReply0\x01\x12I\n\x08Withdraw\x12\x1d.embedkeep.v1.WithdrawRequest\x1a\x1e.embedkeep.v1.WithdrawResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65mbedkeep/v1/peers.proto\x12\x0c\x65mbedkeep.v1\x1a\x18\x65mbedkeep/v1/cache.proto\"\xe7\x01\n\x0c\x43\x61rryRequest\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x11\n\tforgotten\x18\x05 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12(\n\x08priority\x18\x07 \x01(\x0e\x32\x16.embedkeep.v1.Priority\x12\x31\n\rcache_control\x18\x08 \x01(\x0b\x32\x1a.embedkeep.v1.CacheControl\x12\x13\n\x0bpatience_ms\x18\t \x01(\r\"4\n\nCarryReply\x12&\n\x07\x63\x61rried\x18\x01 \x01(\x0b\x32\x15.embedkeep.v1.Carried\"z\n\x07\x43\x61rried\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12%\n\x07sources\x18\x02 \x03(\x0e\x32\x14.embedkeep.v1.Source\x12(\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x18.embedkeep.v1.InputError\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"!\n\x0fWithdrawRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\x0c\"\x12\n\x10WithdrawResponse2\x93\x01\n\x05Peers\x12?\n\x05\x43\x61rry\x12\x1a.embedkeep.v1.CarryRequest\x1a\x18.embedkeep.v1.CarryReply0\x01\x12I\n\x08Withdraw\x12\x1d.embedkeep.v1.WithdrawRequest\x1a\x1e.embedkeep.v1.WithdrawResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,15 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'embedkeep.v1.peers_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CARRYREQUEST']._serialized_start=69
-  _globals['_CARRYREQUEST']._serialized_end=279
-  _globals['_CARRYREPLY']._serialized_start=281
-  _globals['_CARRYREPLY']._serialized_end=333
-  _globals['_CARRIED']._serialized_start=335
-  _globals['_CARRIED']._serialized_end=457
-  _globals['_WITHDRAWREQUEST']._serialized_start=459
-  _globals['_WITHDRAWREQUEST']._serialized_end=492
-  _globals['_WITHDRAWRESPONSE']._serialized_start=494
-  _globals['_WITHDRAWRESPONSE']._serialized_end=512
-  _globals['_PEERS']._serialized_start=515
-  _globals['_PEERS']._serialized_end=662
+  _globals['_CARRYREQUEST']._serialized_end=300
+  _globals['_CARRYREPLY']._serialized_start=302
+  _globals['_CARRYREPLY']._serialized_end=354
+  _globals['_CARRIED']._serialized_start=356
+  _globals['_CARRIED']._serialized_end=478
+  _globals['_WITHDRAWREQUEST']._serialized_start=480
+  _globals['_WITHDRAWREQUEST']._serialized_end=513
+  _globals['_WITHDRAWRESPONSE']._serialized_start=515
+  _globals['_WITHDRAWRESPONSE']._serialized_end=533
+  _globals['_PEERS']._serialized_start=536
+  _globals['_PEERS']._serialized_end=683
 # @@protoc_insertion_point(module_scope)

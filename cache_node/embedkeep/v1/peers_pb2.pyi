@@ -34,6 +34,7 @@ class CarryRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CACHE_CONTROL_FIELD_NUMBER: _builtins.int
+    PATIENCE_MS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """resolved: put before each input"""
     tenant: _builtins.bytes
@@ -45,6 +46,8 @@ class CarryRequest(_message.Message):
     fingerprint: _builtins.str
     """refused with FAILED_PRECONDITION where another is served"""
     priority: _cache_pb2.Priority.ValueType
+    patience_ms: _builtins.int
+    """as in ComputeRequest"""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """without the prompt; each once"""
@@ -62,10 +65,11 @@ class CarryRequest(_message.Message):
         fingerprint: _builtins.str = ...,
         priority: _cache_pb2.Priority.ValueType = ...,
         cache_control: _cache_pb2.CacheControl | None = ...,
+        patience_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache_control", b"cache_control"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_control", b"cache_control", "epoch", b"epoch", "fingerprint", b"fingerprint", "forgotten", b"forgotten", "inputs", b"inputs", "priority", b"priority", "prompt", b"prompt", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_control", b"cache_control", "epoch", b"epoch", "fingerprint", b"fingerprint", "forgotten", b"forgotten", "inputs", b"inputs", "patience_ms", b"patience_ms", "priority", b"priority", "prompt", b"prompt", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,6 @@ it is paid already, and is answered to those who still wait for it.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ import numpy as np
 import structlog
 
 from embedkeep.config import Batching
-from embedkeep.embedder.answering import LANES
+from embedkeep.embedder.answering import LANES, Time
 from embedkeep.embedder.backends import Vectors
 from embedkeep.embedder.lanes import Lane
 from embedkeep.embedder.metrics import PURPOSES
-from embedkeep.embedder.schedule import Item, Schedule
+from embedkeep.embedder.schedule import Item, Newcomer, Schedule
 from embedkeep.embedder.upstream.failures import Failure, Kind, Names, refusal
 from embedkeep.embedder.upstream.http import Http
 from embedkeep.embedder.upstream.metrics import ANSWERED, UpstreamMetrics
@@ -181,25 +180,34 @@ class Calls:
         metrics.in_flight.set_function(lambda: self._policy.in_flight)
 
     async def compute(
-        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time_s: float | None
+        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time: Time
     ) -> Computed:
         """See `embedkeep.embedder.answering.Computer`.
 
         Raises:
-            Overloaded: The queue is full, or the upstream asked for a pause beyond the caller's
-                patience.
+            Overloaded: The queue is full, or it takes longer than the caller waits, or so does the
+                pause that the upstream asked for.
             EmbedderUnavailable: The upstream cannot be used now; says why.
         """
         lane, name, count = LANES[purpose], PURPOSES[purpose], len(texts)
-        self._check_open(lane, time_s)
+        self._check_open(lane, time.patience_s)
         characters = sum(map(len, texts))
         try:
-            self._schedule.reserve(count, lane, characters=characters)
+            self._schedule.reserve(
+                Newcomer(
+                    inputs=count,
+                    lane=lane,
+                    flow=flow,
+                    characters=characters,
+                    patience_s=time.patience_s,
+                ),
+                now_s=self._clock(),
+            )
         except EmbedKeepError:
             self._metrics.refused.labels(name).inc(count)
             raise
         now_s = self._clock()
-        call = self._new_call(texts, name, lane, now_s + (math.inf if time_s is None else time_s))
+        call = self._new_call(texts, name, lane, now_s + time.left_s)
         call.items = [
             Item(
                 payload=place,
@@ -258,7 +266,7 @@ class Calls:
         except TimeoutError:
             return
 
-    def _check_open(self, lane: Lane, time_s: float | None) -> None:
+    def _check_open(self, lane: Lane, time_s: float) -> None:
         if self._ended:
             raise EmbedderUnavailable("the embedder is stopping")
         pace, now_s = self._policy.pace, self._clock()

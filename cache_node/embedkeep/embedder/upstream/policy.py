@@ -18,6 +18,7 @@ from embedkeep.embedder.schedule import CostModel, Row, Schedule, apportion
 from embedkeep.embedder.upstream.failures import Failure, Kind
 from embedkeep.embedder.upstream.pace import NEEDS_SOMEBODY, Pace, backoff_s
 from embedkeep.embedder.upstream.wires import Answer
+from embedkeep.embedder.waiting import BatchCost
 
 MOST_TRIES: Final = 5
 """Of one request that fails through no fault of its inputs."""
@@ -169,9 +170,11 @@ class Sizes:
         self._times = CostModel(fixed_s=0.1, token_s=0.00001)
         self._succeeded = 0
 
-    def seconds(self, tokens: int) -> float:
-        """What *tokens* take, with as many requests at once as there may be."""
-        return self._times.seconds(tokens) / self._concurrent
+    @property
+    def measured(self) -> BatchCost | None:
+        """What requests take, with as many at once as there may be. None: none was made yet."""
+        one = self._times.measured
+        return None if one is None else one.divided_by(self._concurrent)
 
     def tokens_within(self, seconds: float) -> int:
         """The largest request."""
@@ -250,13 +253,15 @@ class Policy(Generic[T]):
         later = (part.not_before_s for part in self._parts if part.not_before_s > now_s)
         return min((at_s - now_s for at_s in later), default=None)
 
-    def patience_s(self, lane: Lane, time_s: float | None) -> float | None:
-        """How long a caller waits for the end of a pause, seconds; None: for ever."""
-        if lane is not Lane.DEMAND:
-            return time_s
-        return DEMAND_PATIENCE_S if time_s is None else min(time_s, DEMAND_PATIENCE_S)
+    def patience_s(self, lane: Lane, time_s: float) -> float:
+        """How long a caller waits for the end of a pause, seconds; infinite: for ever.
 
-    def will_wait(self, patience_s: float | None, now_s: float) -> bool:
+        Args:
+            time_s: How long it waits for an answer.
+        """
+        return min(time_s, DEMAND_PATIENCE_S) if lane is Lane.DEMAND else time_s
+
+    def will_wait(self, patience_s: float, now_s: float) -> bool:
         """Whether a caller who is that patient will see the end of the pause there is."""
         left_s = self.pace.left_s(now_s)
         if not left_s:
@@ -264,7 +269,7 @@ class Policy(Generic[T]):
         reason = self.pace.reason
         if reason is not None and reason.kind in NEEDS_SOMEBODY:
             return False
-        return patience_s is None or left_s < patience_s
+        return left_s < patience_s
 
     def answered(
         self, part: Part[T], outcome: Answer | Failure, *, took_ns: int, now_s: float

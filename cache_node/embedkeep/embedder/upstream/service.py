@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 import structlog
 
 from embedkeep.config import Batching, ModelSpec, Upstream
-from embedkeep.embedder.answering import Answering
+from embedkeep.embedder.answering import Answering, Time
 from embedkeep.embedder.upstream.calls import Asked, Calls, Computed
 from embedkeep.embedder.upstream.failures import Failure, Kind, refusal
 from embedkeep.embedder.upstream.http import Http
@@ -37,10 +37,10 @@ class _Found:
     calls: Calls
 
     async def compute(
-        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time_s: float | None
+        self, texts: Sequence[str], *, purpose: Purpose.ValueType, flow: bytes, time: Time
     ) -> Computed:
         """See `embedkeep.embedder.answering.Computer`."""
-        return await self.calls.compute(texts, purpose=purpose, flow=flow, time_s=time_s)
+        return await self.calls.compute(texts, purpose=purpose, flow=flow, time=time)
 
 
 class UpstreamService(Answering):
