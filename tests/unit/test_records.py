@@ -11,7 +11,7 @@ from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.records import (
     FLAG_IMPORTED,
     FLAG_TRUNCATED,
-    HEADER_BYTES,
+    OVERHEAD_BYTES,
     CorruptRecord,
     Entries,
     Entry,
@@ -56,7 +56,7 @@ def test_an_entry_comes_back_bit_for_bit(key: Key, kept: Entry) -> None:
         kept.truncated,
         kept.device_ns,
     )
-    assert kept.nbytes == len(record) == HEADER_BYTES + 4 * len(kept.vector)
+    assert kept.nbytes == len(record) == OVERHEAD_BYTES + 4 * len(kept.vector)
 
 
 @given(key=keys, kept=entries, flip=st.integers(1, 255), data=st.data())
@@ -79,13 +79,15 @@ def test_a_record_under_another_key_is_corrupt(key: Key, kept: Entry, at: int, f
         decode(Key(bytes(other)), encode(key, kept), dimensions=len(kept.vector))
 
 
-@given(foreign=st.binary(max_size=HEADER_BYTES + 64), dimensions=st.integers(1, 16))
+@given(foreign=st.binary(max_size=OVERHEAD_BYTES + 64), dimensions=st.integers(1, 16))
 def test_what_something_else_has_stored_is_corrupt(foreign: bytes, dimensions: int) -> None:
     with pytest.raises(CorruptRecord):
         decode(KEY, foreign, dimensions=dimensions)
 
 
-@pytest.mark.parametrize("cut", [slice(0, -1), slice(0, HEADER_BYTES), slice(0, 0), slice(1, None)])
+@pytest.mark.parametrize(
+    "cut", [slice(0, -1), slice(0, OVERHEAD_BYTES), slice(0, 0), slice(1, None)]
+)
 def test_a_record_cut_short_is_corrupt(cut: slice) -> None:
     with pytest.raises(CorruptRecord, match="expected"):
         decode(KEY, encode(KEY, entry(1, 2))[cut], dimensions=2)
@@ -117,7 +119,7 @@ def test_a_vector_with_gaps_in_memory_is_stored_whole() -> None:
 def test_records_are_those_of_earlier_versions() -> None:
     """Byte for byte as the module's text describes them: a cache outlives the node's version."""
     expected = bytes.fromhex(
-        "454b 01 00 02000000 07000000 0100000015cd5b0700000000 00000000 a378f8e7 0000803f 000020c0"
+        "454b 02 00 02000000 07000000 0100000015cd5b0700000000 00000000 0000803f 000020c0 f98b7e8a"
     )
 
     assert encode(KEY, entry(1.0, -2.5)) == expected
