@@ -17,8 +17,9 @@ only, so an orderly rotation is noticed well before the old certificates are ref
 
 CredentialsT = TypeVar("CredentialsT")
 
-Versions = tuple[tuple[int, int, int], ...]
-"""Of each file: when it was written, which file it is, and its size."""
+Versions = tuple[tuple[int, int, int, int], ...]
+"""Of each file: when it was written, when it or who may read it was changed, which file it is, and
+its size."""
 
 
 def server_credentials(tls: ServerTls) -> grpc.ServerCredentials:
@@ -87,10 +88,10 @@ def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     """What a client trusts and shows.
 
     Raises:
-        InvalidConfig: A file cannot be read, or only one of cert_file and key_file is given.
+        InvalidConfig: A file cannot be read or is not what it should be, or only one of cert_file
+            and key_file is given.
     """
-    if (tls.cert_file is None) != (tls.key_file is None):
-        raise InvalidConfig("give both cert_file and key_file, or neither", field="tls")
+    _check(tls)
     return grpc.ssl_channel_credentials(
         root_certificates=_read(tls.ca_file, "ca_file") if tls.ca_file else None,
         private_key=_read(tls.key_file, "key_file") if tls.key_file else None,
@@ -104,12 +105,9 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
     Without a `ca_file` the system's authorities are trusted.
 
     Raises:
-        InvalidConfig: A file cannot be read or is not what it should be, or only one of cert_file
-            and key_file is given.
+        InvalidConfig: As for `channel_credentials`, or the certificate is too weak.
     """
-    channel_credentials(tls)  # says which file cannot be read
-    if (misfit := _misfit(tls)) is not None:
-        raise misfit
+    _check(tls)
     context = ssl.create_default_context(cafile=tls.ca_file)
     context.set_alpn_protocols(["http/1.1"])
     if tls.cert_file is not None:
@@ -132,7 +130,7 @@ class FollowedCredentials(Generic[CredentialsT]):
         clock: Monotonic seconds.
 
     Raises:
-        InvalidConfig: As for *make*, or a file is not what it should be.
+        InvalidConfig: As for *make*.
     """
 
     def __init__(
@@ -152,8 +150,6 @@ class FollowedCredentials(Generic[CredentialsT]):
         except OSError:
             self._seen = ()  # reading says which
         self._newest = make(tls)
-        if (misfit := _misfit(tls)) is not None:
-            raise misfit
         self._look_at = clock() + LOOK_EVERY_S
 
     def newest(self) -> CredentialsT:
@@ -174,14 +170,16 @@ class FollowedCredentials(Generic[CredentialsT]):
         try:
             if (versions := _versions(self._files)) == self._seen:
                 return
-            renewed, misfit = self._make(self._tls), _misfit(self._tls)
+            try:
+                renewed = self._make(self._tls)
+            except InvalidConfig:
+                renewed = self._newest
             if versions != _versions(self._files):
                 return  # they are being written: the next look finds them whole
-        except (OSError, InvalidConfig):
+        except OSError:
             return
         self._seen = versions  # also of bad ones: they are read once, and not for each look
-        if misfit is None:
-            self._newest = renewed
+        self._newest = renewed
 
 
 def channel_options(tls: ClientTls | None) -> list[tuple[str, str]]:
@@ -210,32 +208,40 @@ def _server_context(tls: ServerTls) -> ssl.SSLContext:
 
 def _versions(files: Iterable[Path | None]) -> Versions:
     found = [file.stat() for file in files if file is not None]
-    return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in found)
+    return tuple((each.st_mtime_ns, each.st_ctime_ns, each.st_ino, each.st_size) for each in found)
 
 
-def _misfit(tls: ClientTls) -> InvalidConfig | None:
-    """Why the files cannot be used: no PEM, or a key that is not the certificate's. None: they can.
+def _check(tls: ClientTls) -> None:
+    """Refuse files that cannot be used: gRPC itself would only make a channel whose calls all fail.
 
-    gRPC itself would only make a channel whose calls all fail.
+    Raises:
+        InvalidConfig: See `channel_credentials`.
     """
+    if (tls.cert_file is None) != (tls.key_file is None):
+        raise InvalidConfig("give both cert_file and key_file, or neither", field="tls")
+    files = {"ca_file": tls.ca_file, "cert_file": tls.cert_file, "key_file": tls.key_file}
+    for field, file in files.items():
+        if file is not None:
+            _read(file, field)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # What is too weak is for the handshake to say, by the rules of gRPC's own library.
     context.set_ciphers("ALL:@SECLEVEL=0")
     try:
         if tls.ca_file is not None:
             context.load_verify_locations(tls.ca_file)
-    except ssl.SSLError:
-        return InvalidConfig(f"{tls.ca_file} holds no certificate in PEM", field="tls.ca_file")
+    except ssl.SSLError as error:
+        raise InvalidConfig(
+            f"{tls.ca_file} holds no certificate in PEM", field="tls.ca_file"
+        ) from error
     try:
         if tls.cert_file is not None:
             # Without a password it would ask for one at the terminal.
             context.load_cert_chain(tls.cert_file, tls.key_file, password="")
-    except ssl.SSLError:
-        return InvalidConfig(
+    except ssl.SSLError as error:
+        raise InvalidConfig(
             f"{tls.cert_file} and {tls.key_file} are no certificate and its key in PEM",
             field="tls.cert_file",
-        )
-    return None
+        ) from error
 
 
 def _read(file: Path, field: str) -> bytes:

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -51,8 +52,11 @@ def test_a_clients_missing_file_is_named(tmp_path: Path, field: str) -> None:
     assert refused.value.field == f"tls.{field}"
 
 
+@pytest.mark.parametrize("make", [channel_credentials, client_context])
 @pytest.mark.parametrize("field", ["ca_file", "cert_file"])
-def test_a_file_that_is_no_certificate_is_named_before_any_call(tmp_path: Path, field: str) -> None:
+def test_a_file_that_is_no_certificate_is_named_before_any_call(
+    tmp_path: Path, field: str, make: Callable[[ClientTls], object]
+) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue()
     files = {"ca_file": authority.ca_file, "cert_file": pair.cert_file, "key_file": pair.key_file}
@@ -60,7 +64,7 @@ def test_a_file_that_is_no_certificate_is_named_before_any_call(tmp_path: Path, 
     files[field].write_text("a machine's name\n")
 
     with pytest.raises(InvalidConfig, match="hostname") as refused:
-        FollowedCredentials(ClientTls.model_validate(files), channel_credentials)
+        make(ClientTls.model_validate(files))
 
     assert refused.value.field == f"tls.{field}"
 
