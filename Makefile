@@ -32,10 +32,10 @@ test-clients: $(PEERS)/ready  ## Tests with the clients that people use: openai,
 	$(PEERS)/bin/python -m pytest tests/clients \
 	  -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-SOAK_MINUTES ?= 30
+MINUTES ?= 30
 .PHONY: soak
-soak: $(VENV)/dev  ## Half an hour of work and bad luck: no wrong vector, nothing that grows
-	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -s tests/soak
+soak: $(VENV)/dev  ## MINUTES=30 of work and bad luck: no wrong vector, nothing that grows
+	SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/soak
 
 .PHONY: lint
 lint: $(VENV)/dev  ## Style, types, import rules, and that generated files are up to date

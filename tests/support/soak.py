@@ -50,8 +50,10 @@ async def _stopped(running: Running, name: str, choice: random.Random) -> None:
     try:
         pid = running.pid(name)
         os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(choice.uniform(*STOPPED_S))
-        os.kill(pid, signal.SIGCONT)
+        try:
+            await asyncio.sleep(choice.uniform(*STOPPED_S))
+        finally:  # also where the time is over meanwhile
+            os.kill(pid, signal.SIGCONT)
     except (Unavailable, ProcessLookupError):
         return
 
