@@ -126,6 +126,7 @@ class AsyncHttpTransport:
         self._rotation = Rotation(origins)
         self._pool: Pool[_Connection] = Pool()
         self._busy: set[_Kept] = set()
+        self._dials: set[asyncio.Timeout] = set()
         self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         self._looking_up: set[asyncio.Task[None]] = set()
         self.closed = False
@@ -155,6 +156,9 @@ class AsyncHttpTransport:
         self._pool.drop_all()
         for kept in (*self._pool.over(), *self._busy):
             kept.connection.end()
+        for dial in self._dials:
+            if not dial.expired():
+                dial.reschedule(asyncio.get_running_loop().time())
         if looking_up := list(self._looking_up):
             for task in looking_up:
                 task.cancel()
@@ -200,6 +204,8 @@ class AsyncHttpTransport:
                 try:
                     kept = await self._dial(address, context)
                 except OSError as error:
+                    if self.closed:
+                        raise Unavailable(CLOSED) from error
                     self._failed(address)
                     why = pooling.undialled(address, error)
                     continue
@@ -210,14 +216,18 @@ class AsyncHttpTransport:
     async def _dial(self, address: Address, context: ssl.SSLContext | None) -> _Kept:
         now = self._clock()
         origin = address.origin
-        async with asyncio.timeout(pooling.DIAL_S):
-            _, connection = await asyncio.get_running_loop().create_connection(
-                _Connection,
-                address.ip,
-                origin.port,
-                ssl=context,
-                server_hostname=None if context is None else self._server_name or origin.host,
-            )
+        async with asyncio.timeout(pooling.DIAL_S) as dial:
+            self._dials.add(dial)
+            try:
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    _Connection,
+                    address.ip,
+                    origin.port,
+                    ssl=context,
+                    server_hostname=None if context is None else self._server_name or origin.host,
+                )
+            finally:
+                self._dials.discard(dial)
         self._rotation.worked(address)
         kept = Kept(
             connection=connection,

@@ -1,8 +1,12 @@
 """One connection of HTTP for threads: a socket, and the answers read off it."""
 
 import contextlib
+import errno
+import os
+import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -17,12 +21,61 @@ PIECE_BYTES: Final = 256 << 10
 
 
 class Connection:
-    """One connection, for one request at a time."""
+    """One connection, for one request at a time.
 
-    def __init__(self, wire: socket.socket) -> None:
-        self._wire = wire
+    Args:
+        ip: Whom to dial, of either family.
+        port: Of TCP.
+
+    Raises:
+        OSError: No more files may be open, or this machine lacks the family.
+    """
+
+    def __init__(self, ip: str, port: int) -> None:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            ip, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        self._place: tuple[str | int | bytes, ...] = place
+        self._wire = socket.socket(family, kind, protocol)
+        self._lock = threading.Lock()
+        self._woken = False
         self._reader = ReplyReader(most=MAX_RECEIVE_BYTES)
         self._asked = False
+
+    def dial(self, tls: ssl.SSLContext | None, host: str, left_s: Callable[[], float]) -> None:
+        """Connect, once.
+
+        Args:
+            host: What the certificate must be for.
+            left_s: Raises TimeoutError where nothing is left.
+
+        Raises:
+            OSError: Nobody answers, not in time, or not as TLS; or it was woken.
+        """
+        wire = self._wire
+        pooling.prepare(wire)
+        wire.settimeout(0)  # so that whoever wakes it finds it connecting, or not yet
+        with self._lock:
+            self._check_asleep()
+            _check(wire.connect_ex(self._place), but=errno.EINPROGRESS)
+        connecting = select.poll()
+        connecting.register(wire, select.POLLOUT)
+        if not connecting.poll(left_s() * 1000):
+            raise TimeoutError
+        self._check_asleep()
+        _check(wire.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        if tls is not None:
+            with self._lock:
+                self._check_asleep()
+                self._wire = secured = tls.wrap_socket(
+                    wire, server_hostname=host, do_handshake_on_connect=False
+                )
+            secured.settimeout(left_s())
+            secured.do_handshake()
+
+    def _check_asleep(self) -> None:
+        if self._woken:
+            raise ConnectionAbortedError("it was given up")
 
     def ask(self, head: bytes, body: bytes, left_s: Callable[[], float]) -> Reply:
         """Send a request and wait for its answer.
@@ -76,12 +129,13 @@ class Connection:
         return True
 
     def wake(self) -> None:
-        """Have whoever waits for its answer in another thread find it lost, and end it.
+        """Have whoever dials it or waits for its answer in another thread find it lost, and end it.
 
         Only who has it closes it: its number may be another connection's at once. And not as TLS
         would shut it down, which goes on in plain text.
         """
-        with contextlib.suppress(OSError):  # it has ended already
+        with self._lock, contextlib.suppress(OSError):  # it has ended, or not begun
+            self._woken = True
             socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
 
     def end(self) -> None:
@@ -92,3 +146,9 @@ class Connection:
     def leave(self) -> None:
         """Close it here only; the process that this one was forked from has it still."""
         self._wire.close()
+
+
+def _check(error: int, *, but: int = 0) -> None:
+    """Raise what the system calls *error*, unless it is 0 or *but*."""
+    if error not in {0, but}:
+        raise OSError(error, os.strerror(error))

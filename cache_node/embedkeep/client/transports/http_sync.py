@@ -239,6 +239,8 @@ class HttpTransport:
             try:
                 return self._dial(address, context, ends_at)
             except OSError as error:
+                if self.closed:
+                    raise Unavailable(CLOSED) from error
                 self._failed(address)
                 why = pooling.undialled(address, error)
                 if self._clock() >= ends_at:
@@ -247,22 +249,8 @@ class HttpTransport:
 
     def _dial(self, address: Address, context: ssl.SSLContext | None, ends_at: float) -> _Kept:
         now = self._clock()
-        until = min(ends_at, now + pooling.DIAL_S)
-        wire = socket.create_connection(
-            (address.ip, address.origin.port), timeout=self._left_s(until)
-        )
-        try:
-            pooling.prepare(wire)
-            if context is not None:
-                wire.settimeout(self._left_s(until))
-                wire = context.wrap_socket(
-                    wire, server_hostname=self._server_name or address.origin.host
-                )
-        except BaseException:
-            wire.close()
-            raise
         kept = Kept(
-            connection=Connection(wire),
+            connection=Connection(address.ip, address.origin.port),
             address=address,
             asking=self._askings[address.origin],
             context=context,
@@ -270,12 +258,23 @@ class HttpTransport:
             idle_since=now,
         )
         with self._lock:
+            if not (closed := self.closed):
+                self._busy.add(kept)  # so that it is woken where the client is closed
+        if closed:
+            kept.connection.end()
+            raise Unavailable(CLOSED)
+        try:
+            kept.connection.dial(
+                context,
+                self._server_name or address.origin.host,
+                partial(self._left_s, min(ends_at, now + pooling.DIAL_S)),
+            )
+        except BaseException:
+            self._give_back(kept, reusable=False)
+            raise
+        with self._lock:
             self._rotation.worked(address)
-            if not self.closed:
-                self._busy.add(kept)
-                return kept
-        kept.connection.end()
-        raise Unavailable(CLOSED)
+        return kept
 
     def _addresses(self, ends_at: float) -> list[Address]:
         """In the order in which they are to be tried. The first call waits for a name of theirs."""

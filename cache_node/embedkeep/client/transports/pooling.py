@@ -145,8 +145,10 @@ def late(target: str) -> DeadlineExceeded:
 
 def undialled(address: Address, error: OSError) -> str:
     """Why *address* could not be dialled."""
-    said = str(error) or f"it did not answer within {DIAL_S:g} s"
-    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+    said = str(error)
+    if isinstance(error, TimeoutError):
+        said = f"it did not answer within {DIAL_S:g} s"
+    elif isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
         said = "the other side does not speak TLS: write http://"
     return f"{address.ip}:{address.origin.port}: {said}"
 
