@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embedkeep.config import Batching
 from embedkeep.embedder.lanes import Lane, Lanes, Queued
 from embedkeep.embedder.schedule import CostModel, Item, Newcomer, Schedule
-from embedkeep.embedder.waiting import Ahead, Backlog, BatchCost, ahead_of
+from embedkeep.embedder.waiting import Ahead, Backlog, BatchCost, Speed, ahead_of
 from embedkeep.errors import Overloaded
 
 FIXED_S, TOKEN_S = 0.003, 0.0001
@@ -99,9 +99,10 @@ class Device:
 
 
 @given(st.lists(came, max_size=40), st.sampled_from(Lane), st.sampled_from([*FLOWS, b"new"]))
-def test_nobody_is_refused_who_would_be_answered_in_time(
+def test_nobody_is_refused_who_has_nothing_waiting_and_would_be_answered_in_time(
     given: list[Came], lane: Lane, flow: bytes
 ) -> None:
+    given = [each for each in given if (each.lane, each.flow) != (lane, flow)]
     patience_s = Device().after(given).waited_s(lane, flow) + 1e-9
 
     assert not Device().after(given).refuses(lane, flow, patience_s=patience_s)
@@ -268,3 +269,34 @@ def test_of_another_flow_only_what_has_an_earlier_start_is_ahead() -> None:
     ]
 
     assert ahead_of(mine, others) == Ahead(size=50 + 10 + 30, entries=1 + 1 + 3)
+
+
+def test_a_flow_that_shares_the_device_is_known_to_wait_for_what_comes_to_others_later() -> None:
+    """As much of it waits, and of the other, who goes first, never more than one text."""
+    refused: list[bool] = []
+    for others in (0, 1):
+        device, left = Device(), 200
+        device.put(lane=Lane.DEMAND, flow=b"flood", tokens=50, inputs=left, payload=1)
+        while left > 140:
+            for _ in range(others):
+                device.put(lane=Lane.DEMAND, flow=b"other", tokens=50)
+            left -= sum(device.take())
+        refused.append(device.refuses(Lane.DEMAND, b"flood", patience_s=1.2))
+        assert not device.refuses(Lane.DEMAND, b"other", patience_s=0.1)
+
+    assert refused == [False, True]
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0), st.integers(1, 1000), st.integers(1, 50))
+def test_speed_follows_what_was_seen_and_stays_between(
+    first_s: float, second_s: float, size: int, entries: int
+) -> None:
+    speed = Speed.after(None, took_s=first_s, size=size)
+    later = Speed.after(speed, took_s=second_s, size=size)
+    waiting = Ahead(size=size * entries, entries=entries)
+
+    assert speed.seconds(waiting, more=0) == pytest.approx(first_s * entries)
+    low, high = sorted([speed.unit_s, second_s / size])
+    assert low * (1 - 1e-9) <= later.unit_s <= high * (1 + 1e-9)
+    assert later.seconds(waiting, more=1) >= later.seconds(waiting, more=0)
+    assert later.seconds(Ahead(size=0, entries=0), more=1) == 0.0

@@ -17,7 +17,7 @@ from enum import IntEnum
 from heapq import heappop, heappush, heapreplace
 from typing import Final, Generic, TypeVar
 
-from embedkeep.embedder.waiting import Ahead, Backlog, ahead_of
+from embedkeep.embedder.waiting import Ahead, Backlog, Speed, ahead_of
 
 T = TypeVar("T")
 
@@ -48,6 +48,9 @@ class Queued(Generic[T]):
     arrived_s: float
     waiting: bool = False
     """Kept by `Lanes`: not yet taken, not dropped."""
+    served: int = 0
+    """Kept by `Lanes`: what its flow had been served when it came; once it was taken, what it was
+    served from then on, this one included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +60,10 @@ class _Flow(Generic[T]):
     waiting: int = 0
     size: int = 0
     """Of all that wait."""
+    served: int = 0
+    """Of all that was taken."""
+    speed: Speed | None = None
+    """None: none of it was seen to end."""
 
     def tidy(self) -> None:
         """Keep the first one waiting, and the line's length within twice what waits."""
@@ -102,6 +109,7 @@ class _Queue(Generic[T]):
         flow.line.append(entry)
         flow.waiting += 1
         flow.size += entry.size
+        entry.served = flow.served
         self._waiting += 1
         self._size += entry.size
         self.largest = max(self.largest, entry.size)
@@ -109,6 +117,17 @@ class _Queue(Generic[T]):
     def all(self) -> Ahead:
         """All that wait."""
         return Ahead(size=self._size, entries=self._waiting)
+
+    def ended(self, entry: Queued[T], took_s: float) -> None:
+        """Learn from one that was taken, if its flow is still known."""
+        if entry.served and (flow := self._flows.get(entry.flow)) is not None:
+            flow.speed = Speed.after(flow.speed, took_s=took_s, size=entry.served)
+
+    def own_s(self, name: bytes, more: int) -> float:
+        """What the flow *name* takes with so many entries more. 0: nobody knows."""
+        if (flow := self._flows.get(name)) is None or flow.speed is None:
+            return 0.0
+        return flow.speed.seconds(Ahead(size=flow.size, entries=flow.waiting), more=more)
 
     def ahead_of(self, name: bytes) -> Ahead:
         """What is served before one who would come to the flow *name* now."""
@@ -149,6 +168,8 @@ class _Queue(Generic[T]):
             # Even an entry of no size takes a turn.
             heapreplace(self._order, (start + max(head.size, 1), joined, name))
             used += head.size
+            flow.served += head.size
+            head.served = flow.served - head.served
             taken.append(head)
             self._leave(head, flow)
             through = through or not flow.waiting
@@ -209,6 +230,17 @@ class Lanes(Generic[T]):
         See `embedkeep.embedder.waiting`. It costs the more, the more flows wait.
         """
         return self._queues[lane].ahead_of(flow)
+
+    def ended(self, entry: Queued[T], took_s: float) -> None:
+        """*entry*, which was taken, has been answered so long after it came."""
+        self._queues[entry.lane].ended(entry, took_s)
+
+    def own_s(self, lane: Lane, flow: bytes, more: int) -> float:
+        """What *flow* takes with *more* entries in *lane*, as it was served lately.
+
+        0: it has nothing there, or nothing was answered since it has.
+        """
+        return self._queues[lane].own_s(flow, more)
 
     def largest(self, lane: Lane) -> int:
         """Size of the largest entry since *lane* was empty."""

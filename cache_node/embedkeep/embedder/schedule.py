@@ -20,6 +20,10 @@ from embedkeep.errors import Overloaded, pushback_s
 
 T = TypeVar("T")
 
+_SPARE: Final = 0.25
+"""Of a caller's time, left for what nobody foresees. In a flood a queue becomes as long as it may,
+and so all would be answered just in time, or just too late."""
+
 _LANES: Final = tuple(Lane)
 _QUEUE_SHARES: Final = {Lane.DEMAND: 1.0, Lane.BULK: 0.75, Lane.BACKGROUND: 0.5}
 """How full the queue may be for a lane's input to be taken in: background work that fills it up
@@ -208,30 +212,38 @@ class Schedule(Generic[T]):
                 f"more would be beyond {room}",
                 retry_after_s=pushback_s(self._wait_s(newcomer, now_s)),
             )
-        patience_s = newcomer.patience_s
-        if (
-            self._most_wait_s(newcomer, now_s) > patience_s
-            and (wait_s := self._wait_s(newcomer, now_s)) is not None
-            and wait_s > patience_s
-        ):
+        wait_s, patience_s = self._late_s(newcomer, now_s), newcomer.patience_s
+        if wait_s is not None:
             raise Overloaded(
-                f"what goes first here takes {wait_s:.3g} s more, and the caller has "
-                f"{patience_s:.3g} s",
+                f"its answer would take {wait_s:.3g} s here, and the caller has {patience_s:.3g} s",
                 retry_after_s=pushback_s(wait_s),
             )
         self.held += inputs
         self.held_characters += characters
 
-    def _most_wait_s(self, newcomer: Newcomer, now_s: float) -> float:
-        """The same as `_wait_s`, as if nobody came after it: quicker told, and never less."""
-        above = [(lane, self._lanes.all(lane)) for lane in _LANES[: newcomer.lane + 1]]
-        return self._seconds(above, now_s) or 0.0
+    def _late_s(self, newcomer: Newcomer, now_s: float) -> float | None:
+        """When *newcomer* would be answered, where that is too late for it; else None."""
+        patience_s = newcomer.patience_s
+        if (own_s := self._own_s(newcomer)) > (1 - _SPARE) * patience_s:
+            return own_s
+        # Quickly told, and never less than what the other one says.
+        all_of = [(lane, self._lanes.all(lane)) for lane in _LANES[: newcomer.lane + 1]]
+        if (self._seconds(all_of, now_s) or 0.0) <= patience_s:
+            return None
+        least_s = self._least_s(newcomer, now_s) or 0.0
+        return least_s if least_s > patience_s else None
 
     def _wait_s(self, newcomer: Newcomer, now_s: float) -> float | None:
-        """How long *newcomer* waits for its turn, at least. None: nothing was measured yet.
+        """How long *newcomer* would wait. None: nothing was measured yet."""
+        least_s = self._least_s(newcomer, now_s)
+        return None if least_s is None else max(least_s, self._own_s(newcomer))
 
-        See `embedkeep.embedder.waiting`.
-        """
+    def _own_s(self, newcomer: Newcomer) -> float:
+        """When *newcomer* would be answered, as its flow was served lately; 0: nobody knows."""
+        return self._lanes.own_s(newcomer.lane, newcomer.flow, newcomer.inputs)
+
+    def _least_s(self, newcomer: Newcomer, now_s: float) -> float | None:
+        """How long *newcomer* waits for its turn at least. None: nothing was measured yet."""
         lane = newcomer.lane
         above = [(each, self._lanes.all(each)) for each in _LANES[:lane]]
         return self._seconds([*above, (lane, self._lanes.ahead_of(lane, newcomer.flow))], now_s)
@@ -342,9 +354,10 @@ class Schedule(Generic[T]):
             self.held -= len(waiters)
             self._forget(waiters[0])
         if (measured := self._cost.measured) is not None:
-            self._next_s = (
-                now_s + measured.fixed_s + measured.unit_s * sum(place.size for place in taken)
-            )
+            tokens = sum(place.size for place in taken)
+            self._next_s = now_s + measured.fixed_s + measured.unit_s * tokens
+            for place in taken:
+                self._lanes.ended(place, self._next_s - place.arrived_s)
         return sorted((place.payload for place in taken), key=lambda row: row.tokens)
 
     def _forget(self, item: Item[T]) -> None:

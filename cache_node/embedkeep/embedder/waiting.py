@@ -1,8 +1,9 @@
 """How long a newcomer will wait for a device. Pure: frozen data in, seconds out.
 
-Never more than it turns out to be, as far as the device keeps its pace. Not counted are the
-newcomer's own, texts that are still being cut into tokens, and what comes later and goes first.
-Who refuses by it refuses nobody who would have been in time.
+Two answers, both from what was measured. What surely goes first takes so long at least: never more
+than it turns out to be, as far as the device keeps its pace. That leaves out what comes later and
+goes first all the same, as other flows' entries do. So where a flow has entries waiting, it is also
+seen how quickly it is served, with all that others get meanwhile.
 
 That the time which a queue takes says how full it is, and not its length, is from Cho, Saeed,
 Fried, Park, Alizadeh and Belay, "Overload Control for µs-scale RPCs with Breakwater", OSDI 2020.
@@ -11,7 +12,10 @@ Fried, Park, Alizadeh and Belay, "Overload Control for µs-scale RPCs with Break
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import Self
+from typing import Final, Self
+
+_GAIN: Final = 1 / 8
+"""Of the newest measurement, in a mean; that of TCP's round trips (RFC 6298)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,5 +70,30 @@ def ahead_of(mine: Backlog, others: Iterable[Backlog]) -> Ahead:
     for other in others:
         if (served := min(other.size, turn - other.start)) > 0:
             size += served
-            entries += other.entries * served // other.size
+            entries += other.entries if served == other.size else 1  # at least
     return Ahead(size=size, entries=entries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How quickly a flow is served while others are too."""
+
+    unit_s: float
+    """What a unit takes, lately."""
+
+    @classmethod
+    def after(cls, before: Self | None, *, took_s: float, size: int) -> Self:
+        """Learn that *size* of the flow took so long."""
+        unit_s = took_s / size
+        if before is None:
+            return cls(unit_s=unit_s)
+        return cls(unit_s=before.unit_s + _GAIN * (unit_s - before.unit_s))
+
+    def seconds(self, waiting: Ahead, *, more: int) -> float:
+        """What the flow takes until *more* entries, of the usual size, have been answered too.
+
+        0: nothing of it waits.
+        """
+        if not waiting.entries:
+            return 0.0
+        return self.unit_s * waiting.size * (1 + more / waiting.entries)
