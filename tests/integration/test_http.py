@@ -87,11 +87,16 @@ async def test_what_cannot_be_read_is_refused_in_the_apis_shape(  # noqa: PLR091
 async def test_a_wrong_method_type_or_path_is_refused(http: Http, path: str) -> None:
     method = await http.ask("GET", path)
     kind = await http.ask("POST", path, data=b"{}", headers={"content-type": "text/plain"})
+    coding = await http.ask(
+        "POST", path, data=b"{}", headers=JSON | {"content-encoding": "compress"}
+    )
     nowhere = await http.ask("GET", f"{path}/x")
     unversioned = await http.ask("POST", "/embeddings", data=b"{}")
 
     assert (method.status, method.headers["allow"]) == (405, "POST")
     assert (kind.status, "text/plain" in said(kind)) == (415, True)
+    assert (coding.status, coding.headers["accept-encoding"]) == (415, "gzip, deflate, identity")
+    assert "content-encoding: 'compress' is not taken; gzip, deflate, identity are" in said(coding)
     assert nowhere.status == 404
     assert f"{path}/x: there is no such path; there are /v1/embeddings, " in said(nowhere)
     assert "did you mean /v1/embeddings?" in said(unversioned)

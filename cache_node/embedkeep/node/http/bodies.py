@@ -21,6 +21,8 @@ BODY_S: Final = 60.0
 """How long a body may take to come, seconds, however much time its caller has: a call that is only
 read holds one of the node's places. The most that a node takes by default, 4 MiB, comes in time at
 0.6 Mbit/s."""
+CODINGS: Final = ("gzip", "deflate", "identity")
+"""That a body may have; others would need packages that a node does without."""
 MAX_SHOWN: Final = 60
 """Characters of a wrong value that are shown to whoever sent it."""
 
@@ -128,10 +130,17 @@ async def raw(request: web.BaseRequest, *, most: int, ends_s: float) -> bytes:
         ends_s: When the caller's time is up, on the loop's clock.
 
     Raises:
-        Misdirected: Too large.
+        Misdirected: Too large, or in a coding that is not taken.
         InvalidRequest: Its encoding is broken.
         DeadlineExceeded: It did not come in time.
     """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in CODINGS:
+        raise Misdirected(
+            f"content-encoding: {coding[:MAX_SHOWN]!r} is not taken; {', '.join(CODINGS)} are",
+            status=415,
+            headers={"accept-encoding": ", ".join(CODINGS)},
+        )
     if (request.content_length or 0) > most:
         raise _too_large(most)
     if request.headers.get("expect", "").lower() == "100-continue":
