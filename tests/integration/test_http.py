@@ -303,6 +303,25 @@ async def test_headers_that_have_come_bound_nothing_that_follows(
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
 
 
+async def test_an_answer_that_nobody_reads_is_not_kept_for_ever(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.server.READ_S", 0.2)
+    loop = asyncio.get_running_loop()
+
+    async def ask_on(deaf: socket.socket) -> None:
+        while True:  # until more lies between them than there is room for
+            await loop.sock_sendall(deaf, b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n")
+            await asyncio.sleep(0)
+
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)  # noqa: FBT003  # the parameter has no name
+        await loop.sock_connect(deaf, ("127.0.0.1", node.http_port))
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(ask_on(deaf), WAIT_S)
+
+
 @pytest.mark.parametrize("before", [b"", HEAD + b"content-length: 0\r\n\r\n"])
 async def test_a_connection_that_says_nothing_is_closed(
     tmp_path: Path, tap: Tap, monkeypatch: pytest.MonkeyPatch, before: bytes

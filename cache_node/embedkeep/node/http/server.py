@@ -13,7 +13,7 @@ from aiohttp.streams import StreamReader
 
 from embedkeep.config import Listen, ServerTls
 from embedkeep.errors import InvalidConfig
-from embedkeep.node.http.entrance import IDLE_S, Entrances
+from embedkeep.node.http.entrance import IDLE_S, READ_S, Entrances
 from embedkeep.node.http.facades import Facades
 from embedkeep.tls import server_context
 
@@ -29,15 +29,37 @@ _SILENT.disabled = True
 
 
 class _Connection(web.RequestHandler):
-    """Hangs up where the headers of a request do not end, for which aiohttp has no setting."""
+    """Hangs up where the headers of a request do not end, or where nobody reads an answer.
 
-    __slots__ = ("_late",)
+    aiohttp has no setting for either.
+    """
+
+    __slots__ = ("_late", "_unread")
 
     _late: asyncio.TimerHandle | None
+    _unread: asyncio.TimerHandle | None
 
     def __init__(self, server: web.Server, **settings: Any) -> None:  # aiohttp's own
         super().__init__(server, **settings)
         self._late = None
+        self._unread = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = asyncio.get_running_loop().call_later(READ_S, self._abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()  # a close would wait for the reader
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -49,6 +71,7 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._forget()
+        self._read()
         super().connection_lost(exc)
 
     def _forget(self) -> None:
