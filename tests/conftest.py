@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support.node import Node, node_config, running
-from support.tap import Tap, serve_tap
+from support.node import Node, tapped
+from support.tap import Tap
 from support.valkey import Valkey, valkey
 
 # A shell that starts the tests in the background has it ignored, and so would have what they start;
@@ -54,10 +54,5 @@ async def node(
     tap: Tap, store: Valkey, tmp_path: Path, node_fields: dict[str, object]
 ) -> AsyncIterator[Node]:
     """A node with an open Valkey tier and a tapped embedder."""
-    valkey = {"port": store.port}
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey=valkey, **node_fields)) as started,
-    ):
-        await started.until_tier("valkey", serving=True)
+    async with tapped(tap, tmp_path, store, **node_fields) as started:
         yield started

@@ -11,7 +11,7 @@ import pytest
 
 from embedkeep.v1 import embedder_pb2
 from support.line import Line, line_to
-from support.node import Node, node_config, rows, running, sources, until
+from support.node import Node, node_config, rows, running, sources, tapped, until
 from support.tap import DIMENSIONS, Tap, serve_tap
 from support.valkey import Valkey
 
@@ -117,11 +117,7 @@ async def test_a_full_valkey_takes_new_entries_in_place_of_old_ones(
     server = Valkey(tmp_path, "--maxmemory", "4mb", "--maxmemory-policy", "allkeys-lfu")
     server.start()
     try:
-        async with (
-            serve_tap(tap) as port,
-            running(node_config(tmp_path, port, valkey={"port": server.port}, l1_bytes=0)) as node,
-        ):
-            await node.until_tier("valkey", serving=True)
+        async with tapped(tap, tmp_path, server, l1_bytes=0) as node:
             number = itertools.count()
 
             async def evicting() -> bool:
@@ -159,11 +155,7 @@ LIES = {
 async def test_what_an_embedder_must_not_answer_is_never_stored_and_the_next_honest_one_is(
     tap: Tap, store: Valkey, tmp_path: Path, lie: object
 ) -> None:
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port})) as node,
-    ):
-        await node.until_tier("valkey", serving=True)
+    async with tapped(tap, tmp_path, store) as node:
         tap.lie = lie  # type: ignore[assignment]  # the table's values are such functions
 
         with pytest.raises(grpc.aio.AioRpcError) as refused:

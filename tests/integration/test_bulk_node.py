@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from embedkeep.cli.embed import embed
 from embedkeep.v1 import embedder_pb2
-from support.node import Node, node_config, running, sources, until
+from support.node import Node, node_config, running, sources, tapped, until
 from support.tap import Tap, serve_tap
 from support.valkey import Valkey, free_port
 
@@ -56,10 +56,7 @@ async def test_a_bulk_run_is_slowed_down_and_people_are_not_refused(
     source, output = tmp_path / "in.txt", tmp_path / "out.npy"
     source.write_text("\n".join(f"text {number}" for number in range(500)))
     limits = {"max_pending_inputs": 80}
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port}, limits=limits)) as node,
-    ):
+    async with tapped(tap, tmp_path, valkey={"port": store.port}, limits=limits) as node:
         tap.gate.clear()
         arguments = bulk(node, source, output)
         pending = asyncio.create_task(asyncio.to_thread(CliRunner().invoke, embed, arguments))

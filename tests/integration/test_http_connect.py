@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 
 from embedkeep.v1 import cache_pb2
 from support.http import Http, Reply, talking
-from support.node import WAIT_S, Node, node_config, rows, running, sources
-from support.tap import DIMENSIONS, Tap, serve_tap
+from support.node import WAIT_S, Node, rows, sources, tapped
+from support.tap import DIMENSIONS, Tap
 
 SERVICE = "/embedkeep.v1.EmbeddingCache"
 PROTO = {"content-type": "application/proto"}
@@ -73,8 +73,7 @@ async def test_info_and_invalidation_are_those_of_grpc(http: Http, node: Node, t
 
 async def test_pairs_are_imported_as_over_grpc(tap: Tap, tmp_path: Path) -> None:
     async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, imports=True)) as node,
+        tapped(tap, tmp_path, imports=True) as node,
         talking(node) as http,
     ):
         first = cache_pb2.EmbedResponse.FromString((await embed(http, "a")).body)
@@ -185,8 +184,7 @@ async def test_a_stranger_is_refused(tap: Tap, tmp_path: Path) -> None:
         "cluster_secret_file": str(tmp_path / "secret"),
     }
     async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, **tenants)) as node,
+        tapped(tap, tmp_path, **tenants) as node,
         talking(node) as http,
     ):
         nobody = await embed(http, "a")

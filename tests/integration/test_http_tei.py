@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from support.http import Http, over_grpc, talking
-from support.node import Node, node_config, running
-from support.tap import DIMENSIONS, Tap, serve_tap
+from support.node import Node, node_config, running, tapped
+from support.tap import DIMENSIONS, Tap
 
 
 @pytest.fixture
@@ -124,8 +124,7 @@ async def test_health_is_503_until_the_node_can_answer(tmp_path: Path, tap: Tap)
     assert (embed.headers["retry-after"], embed.headers["retry-after-ms"]) == ("1", "1000")
     assert info.json["dimensions"] is None
     async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port)) as node,
+        tapped(tap, tmp_path) as node,
         talking(node) as http,
     ):
         assert (await http.ask("GET", "/health")).status == 200

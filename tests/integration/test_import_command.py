@@ -16,8 +16,8 @@ from embedkeep.cli.exporting import export
 from embedkeep.cli.importing import import_
 from embedkeep.errors import EmbedKeepError, InvalidConfig, InvalidRequest, InvalidVector
 from embedkeep.v1 import cache_pb2
-from support.node import Node, node_config, running, sources, until
-from support.tap import DIMENSIONS, Tap, serve_tap
+from support.node import Node, sources, tapped, until
+from support.tap import DIMENSIONS, Tap
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ async def test_a_cache_that_takes_none_says_which_field_allows_it(
     tap: Tap, tmp_path: Path, here: Path
 ) -> None:
     (here / "pairs.jsonl").write_text(lines(["a"], made(["a"])))
-    async with serve_tap(tap) as port, running(node_config(tmp_path, port)) as off:
+    async with tapped(tap, tmp_path) as off:
         error = failure(await taken(off, "pairs.jsonl"))
 
     assert isinstance(error, InvalidRequest)

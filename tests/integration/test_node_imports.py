@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from embedkeep.v1 import cache_pb2, embedder_pb2
-from support.node import WAIT_S, Node, floats, node_config, rows, running, sources, until
-from support.tap import DEVICE_NS, DIMENSIONS, Tap, serve_tap
+from support.node import WAIT_S, Node, floats, rows, sources, tapped, until
+from support.tap import DEVICE_NS, DIMENSIONS, Tap
 from support.valkey import Valkey
 
 KEY = {"a": "key-a", "b": "key-b"}
@@ -237,10 +237,7 @@ async def test_tenants_import_for_themselves_alone(tap: Tap, store: Valkey, tmp_
         tenants.append({"name": name, "api_key_file": str(tmp_path / name)})
     (tmp_path / "secret").write_text("s" * 32)
     config = {"tenants": tenants, "cluster_secret_file": str(tmp_path / "secret"), "imports": True}
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey={"port": store.port}, **config)) as node,
-    ):
+    async with tapped(tap, tmp_path, valkey={"port": store.port}, **config) as node:
         await node.until_tier("valkey", serving=True, api_key="key-a")
         with pytest.raises(grpc.aio.AioRpcError) as stranger:
             await imported(node, "a", api_key="key-c")
@@ -256,11 +253,7 @@ async def test_where_imports_are_off_none_are_taken_and_earlier_ones_are_not_ans
 ) -> None:
     await imported(node, "a", "b")
     (tmp_path / "off").mkdir()
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path / "off", port, valkey={"port": store.port})) as off,
-    ):
-        await off.until_tier("valkey", serving=True)
+    async with tapped(tap, tmp_path / "off", store) as off:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await imported(off, "c")
         only = await off.embed("a", cache_control=cache_pb2.CacheControl(only_if_cached=True))
@@ -272,10 +265,7 @@ async def test_where_imports_are_off_none_are_taken_and_earlier_ones_are_not_ans
 
 
 async def test_without_valkey_memory_takes_them(tap: Tap, tmp_path: Path) -> None:
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, imports=True)) as node,
-    ):
+    async with tapped(tap, tmp_path, imports=True) as node:
         taken = await imported(node, "a", "b")
         again = await imported(node, "a", "b")
 
@@ -307,10 +297,7 @@ async def test_an_import_larger_than_the_write_queue_loses_nothing(
     tap: Tap, store: Valkey, tmp_path: Path
 ) -> None:
     valkey = {"port": store.port, "write_queue_bytes": 1}
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(tmp_path, port, valkey=valkey, imports=True)) as node,
-    ):
+    async with tapped(tap, tmp_path, valkey=valkey, imports=True) as node:
         await node.until_tier("valkey", serving=True)
         texts = numbered(2000)
 

@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from embedkeep.v1 import cache_pb2
-from support.node import Node, node_config, rows, running, sources, until
-from support.tap import Tap, serve_tap
+from support.node import Node, rows, sources, tapped, until
+from support.tap import Tap
 from support.valkey import Valkey, valkey
 
 
@@ -18,20 +18,14 @@ async def second(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]
     """Another node on the same Valkey."""
     folder = tmp_path / "second"
     folder.mkdir()
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(folder, port, valkey={"port": store.port})) as started,
-    ):
-        await started.until_tier("valkey", serving=True)
+    async with tapped(tap, folder, store) as started:
         yield started
 
 
 @pytest.fixture
 async def seldom(tap: Tap, store: Valkey, tmp_path: Path) -> AsyncIterator[Node]:
     """A node that looks only every half a minute what others have forgotten."""
-    config = {"valkey": {"port": store.port}, "epoch_poll_s": 30.0}
-    async with serve_tap(tap) as port, running(node_config(tmp_path, port, **config)) as started:
-        await started.until_tier("valkey", serving=True)
+    async with tapped(tap, tmp_path, store, epoch_poll_s=30.0) as started:
         yield started
 
 
@@ -107,11 +101,7 @@ async def test_a_new_epoch_is_later_than_any_that_this_node_has_not_heard_of(
     ahead = set_ahead(store, "embedkeep:epochs")
     folder = tmp_path / "second"
     folder.mkdir()
-    async with (
-        serve_tap(tap) as port,
-        running(node_config(folder, port, valkey={"port": store.port})) as second,
-    ):
-        await second.until_tier("valkey", serving=True)
+    async with tapped(tap, folder, store) as second:
         first = await second.embed("a")
 
         epoch = (await seldom.invalidate()).epoch
@@ -178,11 +168,7 @@ async def test_an_invalidation_while_valkey_is_away_says_so_and_is_made_good(
     tap: Tap, tmp_path: Path
 ) -> None:
     with valkey(tmp_path) as mortal:
-        async with (
-            serve_tap(tap) as port,
-            running(node_config(tmp_path, port, valkey={"port": mortal.port})) as node,
-        ):
-            await node.until_tier("valkey", serving=True)
+        async with tapped(tap, tmp_path, mortal) as node:
             before = await node.embed("a")
             mortal.pause()
 
@@ -204,11 +190,7 @@ async def test_a_valkey_that_comes_back_empty_learns_the_epochs_from_its_nodes(
     tap: Tap, tmp_path: Path
 ) -> None:
     with valkey(tmp_path) as mortal:
-        async with (
-            serve_tap(tap) as port,
-            running(node_config(tmp_path, port, valkey={"port": mortal.port})) as node,
-        ):
-            await node.until_tier("valkey", serving=True)
+        async with tapped(tap, tmp_path, mortal) as node:
             epoch = (await node.invalidate()).epoch
             mortal.kill()
             await node.until_tier("valkey", serving=False)

@@ -18,9 +18,13 @@ from embedkeep.config import NodeConfig
 from embedkeep.node.main import serve
 from embedkeep.tls import channel_credentials
 from embedkeep.v1 import cache_pb2, cache_pb2_grpc
+from support.tap import Tap, serve_tap
+from support.valkey import Valkey
 
 WAIT_S = 30.0
 """For what must happen; a test that needs it all has failed."""
+PATIENT_S = 1.0
+"""For Valkey's answers, where a test is not about slow ones."""
 
 
 @dataclass(slots=True)
@@ -138,6 +142,27 @@ def node_config(folder: Path, embedder_port: int, **fields: object) -> NodeConfi
         }
         | fields
     )
+
+
+@asynccontextmanager
+async def tapped(
+    tap: Tap, folder: Path, beside: Valkey | None = None, /, **fields: object
+) -> AsyncIterator[Node]:
+    """A running node whose embedder is *tap*; *fields* are of its config.
+
+    Args:
+        beside: Its Valkey, whose tier serves once the block runs. It is waited for longer than a
+            node usually does: on a busy machine a hit shall not become a miss.
+    """
+    if beside is not None:
+        fields["valkey"] = {"port": beside.port, "read_timeout_s": PATIENT_S}
+    async with (
+        serve_tap(tap) as port,
+        running(node_config(folder, port, **fields)) as node,
+    ):
+        if beside is not None:
+            await node.until_tier("valkey", serving=True)
+        yield node
 
 
 @asynccontextmanager
