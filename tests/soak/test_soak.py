@@ -30,10 +30,10 @@ import aiohttp
 import pytest
 
 from embedkeep import AsyncClient, CacheControl, Priority
-from embedkeep.errors import DeadlineExceeded, EmbedKeepError, PartialFailure, Retryable
+from embedkeep.errors import EmbedKeepError
 from embedkeep_operator.local.replay import sample
 from embedkeep_operator.local.runner import Running
-from support.load import alone
+from support.load import alone, passes
 from support.node import sample as metric
 from support.node import scrape
 from support.soak import Accident, accidents
@@ -208,13 +208,6 @@ async def unlucky(running: Running, done: Counter[str], choice: random.Random) -
             await asyncio.sleep(choice.uniform(*BETWEEN_S))
             await kinds[name](choice)
             done[name] += 1
-
-
-def passes(error: EmbedKeepError) -> bool:
-    """What was refused may be answered later."""
-    if isinstance(error, PartialFailure):
-        return all(map(passes, error.failures.values()))
-    return isinstance(error, Retryable | DeadlineExceeded)
 
 
 def digest(row: bytes) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from embedkeep import AsyncClient
-from embedkeep.errors import DeadlineExceeded, EmbedKeepError, Retryable
+from embedkeep.errors import DeadlineExceeded, EmbedKeepError, PartialFailure, Retryable
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 from embedkeep_operator.local.runner import Running
 
@@ -49,15 +49,20 @@ class Load:
 
     def unclear(self) -> list[EmbedKeepError]:
         """Refusals that no accident explains."""
-        return [
-            error for error in self.refusals if not isinstance(error, Retryable | DeadlineExceeded)
-        ]
+        return [error for error in self.refusals if not passes(error)]
 
     async def until_answered(self, more: int) -> None:
         """Wait for so many more rows."""
         wanted = len(self.answers) + more
         async with asyncio.timeout(PATIENCE_S), self.answered:
             await self.answered.wait_for(lambda: len(self.answers) >= wanted)
+
+
+def passes(error: EmbedKeepError) -> bool:
+    """What was refused may be answered later; of a call in parts, all that was."""
+    if isinstance(error, PartialFailure):
+        return all(map(passes, error.failures.values()))
+    return isinstance(error, Retryable | DeadlineExceeded)
 
 
 async def alone(running: Running, texts: set[str]) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from enum import IntEnum
 from typing import Final
 
-from embedkeep.errors import Overloaded
+from embedkeep.errors import Overloaded, pushback_s
 
 
 class Urgency(IntEnum):
@@ -27,6 +27,22 @@ class Urgency(IntEnum):
 SHARES: Final = {Urgency.DEMAND: 1.0, Urgency.BULK: 0.75, Urgency.BACKGROUND: 0.5}
 """How full the bound may be for one more of that urgency; the embedder's queue has the same."""
 
+_OF_MEAN: Final = 1 / 8
+"""Weight of a new sample, as TCP smooths round trips (RFC 6298, 2)."""
+
+
+class Stay:
+    """How long what is let in stays, smoothed."""
+
+    def __init__(self) -> None:
+        self.mean_s: float | None = None
+        """None: nothing was seen yet."""
+
+    def seen(self, seconds: float) -> None:
+        """Something has left that was answered."""
+        before = seconds if self.mean_s is None else self.mean_s
+        self.mean_s = before + _OF_MEAN * (seconds - before)
+
 
 class Admission:
     """What waits, by tenant and urgency, under one bound.
@@ -34,11 +50,13 @@ class Admission:
     Args:
         bound: Of all together.
         what: Its plural, for messages.
+        stay: Of what waits: whoever is refused may come again when that time is over.
     """
 
-    def __init__(self, bound: int, *, what: str) -> None:
+    def __init__(self, bound: int, *, what: str, stay: Stay) -> None:
         self._bound = bound
         self._what = what
+        self._stay = stay
         self._total = 0
         self._waiting: dict[tuple[Hashable, Urgency], int] = {}
 
@@ -64,7 +82,7 @@ class Admission:
             raise Overloaded(
                 f"{self._total} {self._what} wait, {mine} of them yours; {count} more do not fit "
                 f"the bound of {bound}",
-                retry_after_s=0.5,
+                retry_after_s=pushback_s(self._stay.mean_s),
             )
         self._waiting[who] = mine + count
         self._total += count

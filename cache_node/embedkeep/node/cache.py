@@ -80,6 +80,7 @@ class Cache:
             learn=lambda asked, epoch: self.learn(asked.tenant, epoch=epoch, forgotten=0),
         )
         self.compute = self._trips.compute
+        self.stay = self._trips.stay
         self.landings = Landings()
         """What imports are about to store."""
         self.tier: Tier | None = None

@@ -46,7 +46,7 @@ class Calls:
         self._cache = cache
         self._embedders = embedders
         self._tenants = tenants
-        self._calls = Admission(config.limits.max_concurrent_calls, what="calls")
+        self._calls = Admission(config.limits.max_concurrent_calls, what="calls", stay=cache.stay)
 
     def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Partition:
         """Whose call this is.

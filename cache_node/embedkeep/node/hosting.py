@@ -65,7 +65,9 @@ class PeerService(peers_pb2_grpc.PeersServicer):
         self._tenants = {partition.tag: partition for partition in tenants.partitions}
         self._metrics = metrics
         self._token = token.encode()
-        self._calls = Admission(config.limits.max_concurrent_calls, what="calls of peers")
+        self._calls = Admission(
+            config.limits.max_concurrent_calls, what="calls of peers", stay=cache.stay
+        )
 
     async def Carry(  # type: ignore[override]  # noqa: N802 - the wire's name; gRPC also takes a coroutine that writes
         self, request: peers_pb2.CarryRequest, context: Context

@@ -10,6 +10,7 @@ A request reads Valkey before it boards. Only what a peer asks for is read by th
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import structlog
 from embedkeep.config import NodeConfig
 from embedkeep.errors import DeadlineExceeded, EmbedKeepError, InvalidResponse, Overloaded
 from embedkeep.keys import Key
-from embedkeep.node.admission import Admission, Urgency
+from embedkeep.node.admission import Admission, Stay, Urgency
 from embedkeep.node.commands import Found
 from embedkeep.node.embedders import Embedders, Outcome, Work, patience_ms
 from embedkeep.node.exchange import Asked
@@ -77,7 +78,9 @@ class Trips:
         self._imports = config.imports
         self._keep = keep
         self._learn = learn
-        self._admission = Admission(config.limits.max_pending_inputs, what="inputs")
+        self.stay: Final = Stay()
+        """Of what a model or a peer was asked for."""
+        self._admission = Admission(config.limits.max_pending_inputs, what="inputs", stay=self.stay)
         # A caller that wants a fresh vector must not be given one that was on its way before.
         self.reads: Final = Reads()
         """Of requests, before they board."""
@@ -189,8 +192,10 @@ class Trips:
         except Overloaded:
             self._metrics.refused.inc(count)
             raise
+        began_s = time.perf_counter()
         try:
             yield
+            self.stay.seen(time.perf_counter() - began_s)
         finally:
             self._admission.leave(tenant, count, urgency)
 
