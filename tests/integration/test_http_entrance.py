@@ -131,6 +131,41 @@ async def test_a_body_may_come_later_than_its_head(
         assert await line.found() == ["embedder"]
 
 
+@pytest.mark.parametrize(
+    "sent", [b"POST", b"GET / HTTP/1.1\r\nhos", call("a") + b"GET / HTTP/1.1\r\nhos"]
+)
+async def test_a_head_that_does_not_end_is_not_waited_for(
+    tmp_path: Path, tap: Tap, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.server.HEADERS_S", 0.1)
+    async with (
+        serve_tap(tap) as port,
+        running(node_config(tmp_path, port)) as node,
+        connected(node) as line,
+    ):
+        line.writer.write(sent)
+
+        assert (b"200 OK" in await line.end()) is (len(sent) > 100)
+
+
+async def test_an_answer_may_take_longer_than_a_head(
+    tmp_path: Path, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedkeep.node.http.server.HEADERS_S", 0.1)
+    async with (
+        serve_tap(tap) as port,
+        running(node_config(tmp_path, port)) as node,
+        connected(node) as line,
+    ):
+        tap.gate.clear()
+        line.writer.write(call("a", head="te: trailers\r\n"))
+        await tap.entered.get()
+        await asyncio.sleep(0.2)  # twice the time of a head
+        tap.gate.set()
+
+        assert await line.found() == ["embedder"]
+
+
 async def test_a_call_of_a_stranger_or_without_sense_is_refused(node: Node) -> None:
     async with connected(node) as line:
         line.writer.write(

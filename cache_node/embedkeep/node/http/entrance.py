@@ -137,7 +137,7 @@ class _Entrance(asyncio.Protocol):
         self._came = self._came + data if self._came else data
         if self.task is None and not self._full:
             self._next()
-        elif len(self._came) > plain.MOST_BYTES:
+        if len(self._came) > plain.MOST_BYTES:
             self._transport.pause_reading()
 
     def pause_writing(self) -> None:
@@ -147,9 +147,8 @@ class _Entrance(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._full = False
         self._in_time()
-        if self.task is None and self._came:
-            self._next()
-            self._transport.resume_reading()
+        if self.task is None:
+            self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -182,16 +181,27 @@ class _Entrance(asyncio.Protocol):
         async def body(_ends_s: float) -> bytes:
             return call.body
 
-        said = await self._all.connect.answer(call.path, call.headers, body)
-        head = self._all.head(_traced(said, call) if PARENT in call.headers else said)
-        self._transport.writelines((head, said.body))
+        try:
+            said = await self._all.connect.answer(call.path, call.headers, body)
+            head = self._all.head(_traced(said, call) if PARENT in call.headers else said)
+            self._transport.writelines((head, said.body))
+        except BaseException:  # or its caller would wait for ever
+            self._transport.abort()
+            raise
         self.task = None
         self._used_at = self._loop.time()
         if self._all.draining:
             self._transport.close()
-        elif self._came and not self._full:
-            self._next()
+        elif not self._full:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up what came meanwhile."""
+        if not self._came or self._transport.is_closing():
+            return
+        if len(self._came) <= plain.MOST_BYTES:  # else each answer would let in as much again
             self._transport.resume_reading()
+        self._next()
 
     def _hand_over(self) -> None:
         """Make the connection aiohttp's."""
@@ -200,11 +210,18 @@ class _Entrance(asyncio.Protocol):
             self._transport.close()
             return
         other = self._all.other()
+        self._transport.pause_reading()  # what comes next must not overtake what came
         self._transport.set_protocol(other)
         other.connection_made(self._transport)
-        if self._came:
-            other.data_received(self._came)
-        self._transport.resume_reading()
+        # Not at once: aiohttp begins to wait for a request in the loop's next turn, and tells a
+        # slow head only while it waits.
+        self._loop.call_soon(self._hand_on, other)
+
+    def _hand_on(self, other: asyncio.Protocol) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            if self._came:
+                other.data_received(self._came)
 
     def _look(self) -> None:
         """Close it where it has been idle; a timer for each call would cost more."""
