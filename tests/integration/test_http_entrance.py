@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedkeep.v1 import cache_pb2
+from support.certificates import Authority
 from support.node import WAIT_S, Node, node_config, running, sources
 from support.tap import Tap, serve_tap
 
@@ -24,6 +26,9 @@ def call(*texts: str, head: str = "") -> bytes:
         f"POST {PATH} HTTP/1.1\r\nhost: docs\r\ncontent-type: application/proto\r\n"
         f"{head}content-length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+pytestmark = pytest.mark.both_loops
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +244,32 @@ async def test_a_stopping_node_closes_what_is_idle_and_answers_what_is_not(
             assert head.startswith(b"http/1.1 200 ")
             assert b"connection: close" in head
             assert await line.end() == b""
+
+
+async def test_an_idle_connection_over_tls_does_not_hold_up_the_end(
+    tmp_path: Path, tap: Tap
+) -> None:
+    """Its other side may never say that it has heard of the end."""
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue()
+    tls = {"cert_file": str(pair.cert_file), "key_file": str(pair.key_file)}
+    context = ssl.create_default_context(cafile=str(authority.ca_file))
+
+    def deaf(port: int) -> ssl.SSLSocket:
+        wire = socket.create_connection(("127.0.0.1", port))
+        made = context.wrap_socket(wire, server_hostname="127.0.0.1")
+        made.sendall(call("a"))
+        assert made.recv(100).startswith(b"HTTP/1.1 200 ")
+        return made
+
+    async with serve_tap(tap) as port:
+        config = node_config(tmp_path, port, tls=tls, drain_s=2 * WAIT_S)
+        async with running(config, ready=False) as node:
+            wire = await asyncio.to_thread(deaf, node.http_port)
+            ends_s = asyncio.get_running_loop().time() + WAIT_S
+        wire.close()
+
+    assert asyncio.get_running_loop().time() < ends_s
 
 
 async def test_what_does_not_end_is_cut_off_when_the_drain_is_over(

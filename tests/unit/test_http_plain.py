@@ -85,6 +85,8 @@ def test_what_our_own_client_sends_is_plain(
         pytest.param("host", "Content-Encoding: gzip\r\nhost", id="a coding"),
         pytest.param("host", "expect: 100-continue\r\nhost", id="an expectation"),
         pytest.param("host", "connection: close\r\nhost", id="a wish for the connection"),
+        pytest.param("host", "Proxy-Connection: close\r\nhost", id="the same for a proxy"),
+        pytest.param("Bearer", "b" * 9000, id="a long head"),
         pytest.param("host", "upgrade: h2c\r\nhost", id="an upgrade"),
         pytest.param("Bearer", "\r\n Bearer", id="a value over two lines"),
         pytest.param("authorization:", "authorization :", id="a space before the colon"),

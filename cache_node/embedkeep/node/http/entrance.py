@@ -55,6 +55,7 @@ class Entrances:
         self.other = other
         self.draining = False
         self._open = set["_Entrance"]()
+        self._closing = set["_Entrance"]()
         self._none = asyncio.Event()
         """Set while none is open."""
         self._none.set()
@@ -68,6 +69,8 @@ class Entrances:
     async def drain(self, within_s: float) -> None:
         """Close what is idle, and what is busy once it was answered.
 
+        A call that has only begun to come must be whole within `WHOLE_S`.
+
         Args:
             within_s: How long that may take; what is busy then is cut off.
         """
@@ -78,7 +81,7 @@ class Entrances:
             async with asyncio.timeout(within_s):
                 await self._none.wait()
         tasks = {each.task for each in self._open if each.task is not None}
-        for entrance in list(self._open):
+        for entrance in (*self._open, *self._closing):
             entrance.abort()
         if tasks:
             await asyncio.wait(tasks)
@@ -88,8 +91,14 @@ class Entrances:
         self._open.add(entrance)
         self._none.clear()
 
+    def finish(self, entrance: "_Entrance") -> None:
+        """It is being closed, and loses nothing by it: over TLS the other side may take long."""
+        self.discard(entrance)
+        self._closing.add(entrance)
+
     def discard(self, entrance: "_Entrance") -> None:
         """It is closed, or another's."""
+        self._closing.discard(entrance)
         self._open.discard(entrance)
         if not self._open:
             self._none.set()
@@ -148,7 +157,7 @@ class _Entrance(asyncio.Protocol):
         self._full = False
         self._in_time()
         if self.task is None:
-            self._go_on()
+            self._answered()
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -158,8 +167,10 @@ class _Entrance(asyncio.Protocol):
 
     def close_idle(self) -> None:
         """Close it, unless it has a call under way or one is coming."""
-        if self.task is None and not self._came:
-            self._transport.close()
+        # What is written from now on must have left before it is closed. (0 is full when empty.)
+        self._transport.set_write_buffer_limits(high=1, low=0)
+        if self.task is None and not self._came and not self._full:
+            self._finish()
 
     def abort(self) -> None:
         """Close it now."""
@@ -190,18 +201,21 @@ class _Entrance(asyncio.Protocol):
             raise
         self.task = None
         self._used_at = self._loop.time()
-        if self._all.draining:
-            self._transport.close()
-        elif not self._full:
-            self._go_on()
+        if not self._full:
+            self._answered()
 
-    def _go_on(self) -> None:
+    def _answered(self) -> None:
         """Take up what came meanwhile."""
-        if not self._came or self._transport.is_closing():
-            return
-        if len(self._came) <= plain.MOST_BYTES:  # else each answer would let in as much again
-            self._transport.resume_reading()
-        self._next()
+        if self._all.draining:
+            self._finish()
+        elif self._came and not self._transport.is_closing():
+            if len(self._came) <= plain.MOST_BYTES:  # else each answer would let in as much again
+                self._transport.resume_reading()
+            self._next()
+
+    def _finish(self) -> None:
+        self._all.finish(self)
+        self._transport.close()
 
     def _hand_over(self) -> None:
         """Make the connection aiohttp's."""

@@ -16,6 +16,7 @@ from embedkeep.node.http.connect import PROTO, SERVICE_PATH
 
 MOST_BYTES: Final = 64 << 10
 """Of a call, with its head. Four times what a hundred questions take."""
+MOST_HEAD_BYTES: Final = 8 << 10
 
 _START: Final = f"POST {SERVICE_PATH}".encode()
 _HEAD: Final = re.compile(
@@ -27,8 +28,11 @@ _LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,5}")
 _HEADERS: Final = frozenset({"host", "content-type", "content-length"})
 """Every plain call has them."""
 _OTHERS: Final = frozenset(
-    {"connection", "content-encoding", "expect", "te", "trailer", "transfer-encoding", "upgrade"}
-)
+    {
+        "connection", "content-encoding", "expect", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
 """No plain call has any."""
 
 
@@ -73,9 +77,9 @@ def read(came: bytes, paths: AbstractSet[str]) -> PlainCall | Not:
         or not headers.keys().isdisjoint(_OTHERS)
         or headers["content-type"] != PROTO
         or not _LENGTH.fullmatch(headers["content-length"])
+        or (start := head.end()) > MOST_HEAD_BYTES
     ):
         return Not.EVER
-    start = head.end()
     if (size := start + int(headers["content-length"])) > MOST_BYTES:
         return Not.EVER
     if len(came) < size:
