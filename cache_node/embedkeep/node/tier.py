@@ -144,9 +144,8 @@ class ValkeyTier:
             timeout_s: What the caller has left; only the tier's own timeout counts as its failure.
         """
         links = self._links
-        nothing = Found.nothing(dimensions=dimensions)
         if not self.open or links is None or not keys:
-            return nothing
+            return Found.nothing(dimensions=dimensions)
         began, started = time.monotonic(), time.perf_counter()
         own_s = self._target.read_timeout_s
         try:
@@ -154,16 +153,16 @@ class ValkeyTier:
         except Unavailable:
             # This node asks for more than Valkey has answered yet; that is no failure of Valkey.
             self._metrics.valkey_failures.labels("read_skipped").inc()
-            return nothing
+            return Found.nothing(dimensions=dimensions)
         try:
             replies = await in_time(asked, min(own_s, timeout_s))
         except TimeoutError:
             if timeout_s >= own_s:
                 self._read_timed_out(links, began)
-            return nothing
+            return Found.nothing(dimensions=dimensions)
         except Unavailable:
             self._metrics.valkey_failures.labels("lost").inc()  # `_lost` has shut the tier
-            return nothing
+            return Found.nothing(dimensions=dimensions)
         self._breaker = self._breaker.success() if self._breaker.closed else self._breaker
         self._metrics.valkey_seconds.observe(time.perf_counter() - started)
         ttl_s = self._target.ttl_s
