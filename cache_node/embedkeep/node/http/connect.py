@@ -1,7 +1,7 @@
 """embedkeep.v1.EmbeddingCache over HTTP/1.1: unary calls of the Connect protocol, binary messages.
 
 The messages are those of gRPC; one is a request's body, the other its answer's. It costs a node a
-quarter of the CPU that a call over gRPC does, which is what an exact hit mostly consists of; so
+third of the CPU that a call over gRPC does, which is what an exact hit mostly consists of; so
 embedkeep's own clients can use it. Any Connect client can. Source: connectrpc.com/docs/protocol.
 """
 

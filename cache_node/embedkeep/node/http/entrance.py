@@ -138,9 +138,9 @@ class _Entrance(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
         self._all.add(self)
-        if self._all.draining:
-            transport.close()
         self._idle = self._loop.call_later(IDLE_S, self._look)
+        if self._all.draining:
+            self._finish()
 
     def data_received(self, data: bytes) -> None:
         self._came = self._came + data if self._came else data
@@ -151,6 +151,7 @@ class _Entrance(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._full = True
+        self._in_time()
         self._late = self._loop.call_later(READ_S, self.abort)
 
     def resume_writing(self) -> None:
@@ -220,8 +221,9 @@ class _Entrance(asyncio.Protocol):
     def _hand_over(self) -> None:
         """Make the connection aiohttp's."""
         self._leave()
-        if self._all.draining or self._transport.is_closing():
-            self._transport.close()
+        if self._all.draining:
+            self._finish()
+        if self._transport.is_closing():
             return
         other = self._all.other()
         self._transport.pause_reading()  # what comes next must not overtake what came
