@@ -60,11 +60,16 @@ def openers(rig: Rig, upstream: Upstream, valkey: Valkey) -> dict[str, Callable[
     }
 
 
+class NotAllThere(Exception):
+    """What was stored is not what is measured."""
+
+
 def measured(system: str, *, dims: int, entries: int) -> tuple[Row, dict[str, str]]:
     """Fill an empty Valkey; also returns what it is.
 
     Raises:
         CallerFailed, DidNotStart: It cannot be asked, or started.
+        NotAllThere: Entries are missing.
     """
     with Rig() as rig:
         valkey, upstream = rig.valkey(), rig.upstream(dims=dims)
@@ -77,6 +82,8 @@ def measured(system: str, *, dims: int, entries: int) -> tuple[Row, dict[str, st
             for at in range(0, entries, CALL):
                 callers.once(system, [texts[at : at + CALL]])
             more, after = settled(valkey)
+        if more - keys < entries:
+            raise NotAllThere(f"{more - keys} of {entries} entries were there at the end")
         per = (after - before) / (more - keys)
         row = Row(
             system=system,
@@ -111,7 +118,7 @@ def main() -> None:
             say(f"{system}, {dims}")
             try:
                 row, server = measured(system, dims=dims, entries=1000 if quick else ENTRIES)
-            except (CallerFailed, DidNotStart, OSError) as error:
+            except (CallerFailed, DidNotStart, NotAllThere, OSError) as error:
                 left_out[f"{system}, {dims}"] = str(error)
                 say(f"left out: {system}: {error}")
             else:

@@ -236,6 +236,7 @@ class LiteLLM:
 
     def __init__(self, port: int, upstream: Upstream) -> None:
         litellm.suppress_debug_info = True
+        litellm.default_redis_ttl = 24 * 3600  # it is a minute, in which not all is asked
         litellm.cache = litellm.Cache(type="redis", host=HOST, port=str(port))
         self._base = upstream.openai
 
