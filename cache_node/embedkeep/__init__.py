@@ -7,7 +7,8 @@ the client (`client`), what fits it into frameworks (`adapters`), the node (`nod
 What several of these share lies beside them: `errors`, one tree for all; `config`, what a node and
 an embedder are told; `keys`, `records` and `views`, what an entry is called, how it is kept and how
 it is handed out; `pairs`, what an imported vector must be; `channels`, `tls`, `refusal` and
-`serving`, what every gRPC client or server here does alike; `runs`, where `embedkeep up` says what
+`serving`, what every gRPC client or server here does alike; `smoothing`, means of what was
+measured; `runs`, where `embedkeep up` says what
 it runs. What reads resources and runs caches is `embedkeep_operator`, which nothing here imports.
 
 The names are loaded when they are first used (PEP 562): a node has no use for the client, and

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from embedkeep.config import Listen, ServerTls
 from embedkeep.errors import InvalidConfig
-from embedkeep.node.http.connect import Body, Said
+from embedkeep.node.http.connect import Body, Reply
 from embedkeep.node.http.facades import Facades
 from embedkeep.node.http.routes import Router
 from embedkeep.node.http.server import HttpServer
@@ -23,7 +23,7 @@ class NoCalls:
 
     paths = frozenset[str]()
 
-    async def answer(self, path: str, said: Mapping[str, str], body: Body) -> Said:
+    async def answer(self, path: str, said: Mapping[str, str], body: Body) -> Reply:
         raise NotImplementedError
 
 

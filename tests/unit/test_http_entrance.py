@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from embedkeep.node.http.connect import Body, Said
+from embedkeep.node.http.connect import Body, Reply
 from embedkeep.node.http.entrance import Entrances
 from embedkeep.node.http.plain import MOST_BYTES
 
@@ -53,10 +53,10 @@ class Answering:
         self.permits = asyncio.Semaphore(0)
         self.answered = asyncio.Semaphore(0)
 
-    async def answer(self, _path: str, _said: Mapping[str, str], _body: Body) -> Said:
+    async def answer(self, _path: str, _said: Mapping[str, str], _body: Body) -> Reply:
         await self.permits.acquire()
         self.answered.release()
-        return Said(headers={}, body=b"")
+        return Reply(headers={}, body=b"")
 
 
 class Other(asyncio.Protocol):
@@ -94,7 +94,7 @@ async def test_what_is_sent_ahead_of_answers_is_bounded() -> None:
 
 async def test_a_call_that_ends_without_an_answer_ends_its_connection() -> None:
     class Failing(Answering):
-        async def answer(self, _path: str, _said: Mapping[str, str], _body: Body) -> Said:
+        async def answer(self, _path: str, _said: Mapping[str, str], _body: Body) -> Reply:
             raise asyncio.CancelledError
 
     wire = Wire()

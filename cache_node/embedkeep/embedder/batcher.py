@@ -156,18 +156,10 @@ class Batcher:
         """
         self._check_open()
         lane, name, count = LANES[purpose], PURPOSES[purpose], len(texts)
-        characters = sum(map(len, texts))
+        newcomer = Newcomer.of(texts, lane=lane, flow=flow, patience_s=patience_s)
+        characters = newcomer.characters
         try:
-            self._schedule.reserve(
-                Newcomer(
-                    inputs=count,
-                    lane=lane,
-                    flow=flow,
-                    characters=characters,
-                    patience_s=patience_s,
-                ),
-                now_s=self._clock(),
-            )
+            self._schedule.reserve(newcomer, now_s=self._clock())
         except EmbedKeepError:
             self._metrics.refused.labels(name).inc(count)
             raise

@@ -11,7 +11,7 @@ lane of those who wait for it, for all of them.
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from embedkeep.config import Batching
 from embedkeep.embedder.lanes import Lane, Lanes, Queued
@@ -42,6 +42,17 @@ class Newcomer:
     """Of all inputs. A newcomer that is alone may have more than the queue's limit."""
     patience_s: float = math.inf
     """How long its caller waits."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], *, lane: Lane, flow: bytes, patience_s: float) -> Self:
+        """What a call brings."""
+        return cls(
+            inputs=len(texts),
+            lane=lane,
+            flow=flow,
+            characters=sum(map(len, texts)),
+            patience_s=patience_s,
+        )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

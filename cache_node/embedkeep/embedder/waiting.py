@@ -12,10 +12,9 @@ Fried, Park, Alizadeh and Belay, "Overload Control for µs-scale RPCs with Break
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import Final, Self
+from typing import Self
 
-_GAIN: Final = 1 / 8
-"""Of the newest measurement, in a mean; that of TCP's round trips (RFC 6298)."""
+from embedkeep.smoothing import smoothed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +83,7 @@ class Speed:
     @classmethod
     def after(cls, before: Self | None, *, took_s: float, size: int) -> Self:
         """Learn that *size* of the flow took so long."""
-        unit_s = took_s / size
-        if before is None:
-            return cls(unit_s=unit_s)
-        return cls(unit_s=before.unit_s + _GAIN * (unit_s - before.unit_s))
+        return cls(unit_s=smoothed(before.unit_s if before else None, took_s / size))
 
     def seconds(self, waiting: Ahead, *, more: int) -> float:
         """What the flow takes until *more* entries, of the usual size, have been answered too.

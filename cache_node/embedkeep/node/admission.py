@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Final
 
 from embedkeep.errors import Overloaded, pushback_s
+from embedkeep.smoothing import smoothed
 
 
 class Urgency(IntEnum):
@@ -27,9 +28,6 @@ class Urgency(IntEnum):
 SHARES: Final = {Urgency.DEMAND: 1.0, Urgency.BULK: 0.75, Urgency.BACKGROUND: 0.5}
 """How full the bound may be for one more of that urgency; the embedder's queue has the same."""
 
-_OF_MEAN: Final = 1 / 8
-"""Weight of a new sample, as TCP smooths round trips (RFC 6298, 2)."""
-
 
 class Stay:
     """How long what is let in stays, smoothed."""
@@ -40,8 +38,7 @@ class Stay:
 
     def seen(self, seconds: float) -> None:
         """Something has left that was answered."""
-        before = seconds if self.mean_s is None else self.mean_s
-        self.mean_s = before + _OF_MEAN * (seconds - before)
+        self.mean_s = smoothed(self.mean_s, seconds)
 
 
 class Admission:

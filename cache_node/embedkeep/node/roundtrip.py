@@ -7,7 +7,8 @@ waited for is the round trip as it usually is, and the time that a peer may take
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
-_OF_MEAN: Final = 1 / 8
+from embedkeep.smoothing import smoothed
+
 _OF_DEVIATION: Final = 1 / 4
 _DEVIATIONS: Final = 4
 """Weight of a new sample, and deviations that are waited for: TCP's (RFC 6298, 2)."""
@@ -32,8 +33,8 @@ class RoundTrip:
         distance = abs(self.mean_s - seconds)
         return replace(
             self,
-            mean_s=self.mean_s + _OF_MEAN * (seconds - self.mean_s),
-            deviation_s=self.deviation_s + _OF_DEVIATION * (distance - self.deviation_s),
+            mean_s=smoothed(self.mean_s, seconds),
+            deviation_s=smoothed(self.deviation_s, distance, gain=_OF_DEVIATION),
         )
 
     def patience_s(self, *, least_s: float, most_s: float) -> float:

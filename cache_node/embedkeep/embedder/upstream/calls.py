@@ -191,18 +191,9 @@ class Calls:
         """
         lane, name, count = LANES[purpose], PURPOSES[purpose], len(texts)
         self._check_open(lane, time.patience_s)
-        characters = sum(map(len, texts))
+        newcomer = Newcomer.of(texts, lane=lane, flow=flow, patience_s=time.patience_s)
         try:
-            self._schedule.reserve(
-                Newcomer(
-                    inputs=count,
-                    lane=lane,
-                    flow=flow,
-                    characters=characters,
-                    patience_s=time.patience_s,
-                ),
-                now_s=self._clock(),
-            )
+            self._schedule.reserve(newcomer, now_s=self._clock())
         except EmbedKeepError:
             self._metrics.refused.labels(name).inc(count)
             raise
@@ -230,7 +221,7 @@ class Calls:
             for place in call.places:
                 place.settle()
             self._drop(call, call.items)
-            self._schedule.release(characters=characters)
+            self._schedule.release(characters=newcomer.characters)
             self._wake.set()
         return _raised_if_nothing_came(call.answer)
 

@@ -56,7 +56,7 @@ _Call = Callable[[Mapping[str, str], Body], Awaitable[bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class Reply:
     """An answer, whichever server sends it."""
 
     status: int = 200
@@ -101,16 +101,16 @@ class Connect:
             for path in self.paths
         }
 
-    async def answer(self, path: str, said: Mapping[str, str], body: Body) -> Said:
+    async def answer(self, path: str, sent: Mapping[str, str], body: Body) -> Reply:
         """Answer a call. Never raises but for a cancellation.
 
         Args:
             path: One of `paths`.
-            said: The request's headers, names in lower case or of any.
+            sent: The request's headers, names in lower case or of any.
             body: What has the content type `PROTO`.
         """
         try:
-            return Said(headers=_PROTO, body=await self._handlers[path](said, body))
+            return Reply(headers=_PROTO, body=await self._handlers[path](sent, body))
         except Exception as error:  # noqa: BLE001  # the outermost edge, which logs it
             return _refusal(ours(error, path))
 
@@ -132,9 +132,9 @@ class Connect:
         return handle
 
     def _call(self, serve: Serve[RequestT], kind: type[RequestT], *, counted: bool = True) -> _Call:
-        async def call(said: Mapping[str, str], body: Body) -> bytes:
-            left_s = _timeout_s(said.get(TIMEOUT))
-            metadata = headers.metadata(said)
+        async def call(sent: Mapping[str, str], body: Body) -> bytes:
+            left_s = _timeout_s(sent.get(TIMEOUT))
+            metadata = headers.metadata(sent)
             if not counted:
                 sender = Sender(tenant=self._calls.caller(metadata), left_s=left_s)
                 return await self._served(serve, kind, body, sender)
@@ -166,17 +166,17 @@ def refuse(error: EmbedKeepError) -> web.Response:
     return _response(_refusal(error))
 
 
-def _refusal(error: EmbedKeepError) -> Said:
+def _refusal(error: EmbedKeepError) -> Reply:
     code = status_of(error)
     status = error.status if isinstance(error, Misdirected) else _STATUSES[code]
     body = to_json({"code": code.name.lower(), "message": str(error)})
-    return Said(
+    return Reply(
         status=status, headers={"content-type": bodies.JSON} | hints(error, status), body=body
     )
 
 
-def _response(said: Said) -> web.Response:
-    return web.Response(body=said.body, status=said.status, headers=said.headers)
+def _response(reply: Reply) -> web.Response:
+    return web.Response(body=reply.body, status=reply.status, headers=reply.headers)
 
 
 def _timeout_s(value: str | None) -> float | None:

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from embedkeep.node.http import headers, plain
-from embedkeep.node.http.connect import Body, Said
+from embedkeep.node.http.connect import Body, Reply
 from embedkeep.node.http.plain import Not, PlainCall
 from embedkeep.node.http.routes import SERVER
 from embedkeep.node.trace import PARENT
@@ -38,7 +38,7 @@ class Answering(Protocol):
     def paths(self) -> AbstractSet[str]:
         """Where it does."""
 
-    async def answer(self, path: str, said: Mapping[str, str], body: Body) -> Said:
+    async def answer(self, path: str, sent: Mapping[str, str], body: Body) -> Reply:
         """Never raises but for a cancellation."""
 
 
@@ -103,17 +103,17 @@ class Entrances:
         if not self._open:
             self._none.set()
 
-    def head(self, said: Said) -> bytes:
-        """What stands before the body of *said*."""
+    def head(self, reply: Reply) -> bytes:
+        """What stands before the body of *reply*."""
         if (second := int(time.time())) != self._second:
             self._second = second
             self._always = f"server: {SERVER}\r\ndate: {formatdate(second, usegmt=True)}\r\n"
-        lines = "".join(f"{name}: {value}\r\n" for name, value in said.headers.items())
-        phrase = HTTPStatus(said.status).phrase if said.status != 200 else "OK"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
+        phrase = HTTPStatus(reply.status).phrase if reply.status != 200 else "OK"
         last = "connection: close\r\n" if self.draining else ""
         return (
-            f"HTTP/1.1 {said.status} {phrase}\r\n{self._always}{lines}{last}"
-            f"content-length: {len(said.body)}\r\n\r\n"
+            f"HTTP/1.1 {reply.status} {phrase}\r\n{self._always}{lines}{last}"
+            f"content-length: {len(reply.body)}\r\n\r\n"
         ).encode()
 
 
@@ -194,9 +194,9 @@ class _Entrance(asyncio.Protocol):
             return call.body
 
         try:
-            said = await self._all.connect.answer(call.path, call.headers, body)
-            head = self._all.head(_traced(said, call) if PARENT in call.headers else said)
-            self._transport.writelines((head, said.body))
+            reply = await self._all.connect.answer(call.path, call.headers, body)
+            head = self._all.head(_traced(reply, call) if PARENT in call.headers else reply)
+            self._transport.writelines((head, reply.body))
         except BaseException:  # or its caller would wait for ever
             self._transport.abort()
             raise
@@ -262,8 +262,10 @@ class _Entrance(asyncio.Protocol):
             self._idle.cancel()
 
 
-def _traced(said: Said, call: PlainCall) -> Said:
-    """*said*, with the trace that *call* belongs to."""
+def _traced(reply: Reply, call: PlainCall) -> Reply:
+    """*reply*, with the trace that *call* belongs to."""
     if (found := headers.trace(call.headers)) is None:
-        return said
-    return Said(status=said.status, headers={**said.headers, PARENT: found.parent}, body=said.body)
+        return reply
+    return Reply(
+        status=reply.status, headers={**reply.headers, PARENT: found.parent}, body=reply.body
+    )
