@@ -82,7 +82,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock: $(VENV)/venv  ## Choose newer dependencies, and lock them with hashes
 	$(PIP) install --require-hashes -r requirements/lock.txt
 	cd requirements && rm -f dev.txt runtime.txt torch.txt model.txt peers.txt
-	$(COMPILE) requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) requirements/dev.in --extra operator -o requirements/dev.txt
 	$(COMPILE) -c requirements/dev.txt -o requirements/runtime.txt
 	$(COMPILE) requirements/dev.in --extra embedder -c requirements/dev.txt -o requirements/torch.txt
 	$(COMPILE) requirements/dev.in requirements/peers.in -o requirements/peers.txt
