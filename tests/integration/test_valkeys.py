@@ -13,7 +13,7 @@ from embedkeep_operator import slots
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.local.forming import Forming
 from embedkeep_operator.local.supervisor import Board, Event
-from embedkeep_operator.render_valkey import CLUSTER_FILE, valkey_config
+from embedkeep_operator.render_valkey import CLUSTER_FILE, own_lines, valkey_config
 from embedkeep_operator.topology import Assign, Endpoint, Plan, Reason, View, plan
 from embedkeep_operator.valkeys import Valkeys
 from support.valkey import Valkey, free_port
@@ -94,10 +94,10 @@ async def three(folder: Path, *, forming: bool = True) -> AsyncIterator[Shards]:
                     CACHE,
                     host="127.0.0.1",
                     port=valkey.port,
-                    password=PASSWORD,
                     folder=folders[name],
-                    cluster=endpoints[name],
+                    bus_port=endpoints[name].bus_port,
                 )
+                + own_lines(password=PASSWORD, address="127.0.0.1")
             )
             valkey.start(password=PASSWORD)
             stack.callback(valkey.kill)

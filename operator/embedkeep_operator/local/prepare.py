@@ -31,7 +31,7 @@ from embedkeep_operator.render import (
     secret_keys,
     server_tls,
 )
-from embedkeep_operator.render_valkey import CLUSTER_FILE, valkey_config
+from embedkeep_operator.render_valkey import CLUSTER_FILE, own_lines, valkey_config
 from embedkeep_operator.topology import Endpoint
 
 DRAIN_S: Final = 5.0
@@ -173,17 +173,15 @@ class _Configs:
     def write_valkeys(self) -> None:
         """NAME.conf, and a working folder NAME/ for each."""
         write_private(self.folder / PASSWORD_FILE, self.password.encode())
-        cluster = self.valkeys()
         for name, at in self._each("valkey"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             text = valkey_config(
                 self.resource,
                 host=HOST,
                 port=at.valkey,
-                password=self.password,
                 folder=self.folder / name,
-                cluster=cluster.get(name),
-            )
+                bus_port=at.bus,
+            ) + own_lines(password=self.password, address=HOST if at.bus is not None else None)
             write_private(self.folder / f"{name}.conf", text.encode())
 
     def write_embedder(self) -> None:
