@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from embedkeep.config import EmbedderConfig, NodeConfig
+from embedkeep.config import EmbedderConfig, NodeConfig, PredictorConfig
 from embedkeep.embedder.metrics import EmbedderMetrics
 from embedkeep.embedder.upstream.metrics import UpstreamMetrics
 from embedkeep.errors import CODES, HTTP, Retryable
@@ -83,6 +83,8 @@ def page() -> str:
             *table(FIELDS, config_fields(NodeConfig)),
             "### Of an embedder\n",
             *table(FIELDS, config_fields(EmbedderConfig)),
+            "### Of a predictor\n",
+            *table(FIELDS, config_fields(PredictorConfig)),
         ]
     )
 

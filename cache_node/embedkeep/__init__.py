@@ -2,14 +2,15 @@
 
 What most services import is here: `Client`, `AsyncClient` and the errors they raise. Below it live
 the client (`client`), what fits it into frameworks (`adapters`), the node (`node`), the embedder
-(`embedder`), the wire (`v1`) and the command (`cli`).
+(`embedder`), the predictor (`predictor`), the wire (`v1`) and the command (`cli`).
 
-What several of these share lies beside them: `errors`, one tree for all; `config`, what a node and
-an embedder are told; `keys`, `records` and `views`, what an entry is called, how it is kept and how
-it is handed out; `pairs`, what an imported vector must be; `channels`, `tls`, `refusal` and
-`serving`, what every gRPC client or server here does alike; `smoothing`, means of what was
-measured; `runs`, where `embedkeep up` says what
-it runs. What reads resources and runs caches is `embedkeep_operator`, which nothing here imports.
+What several of these share lies beside them: `errors`, one tree for all; `config`, what a node, an
+embedder and a predictor are told; `keys`, `records` and `views`, what an entry is called, how it is
+kept and how it is handed out; `history` and `plans`, how the texts that were asked for lie in
+Valkey, and what the predictor makes of them; `pairs`, what an imported vector must be; `channels`,
+`tls`, `refusal` and `serving`, what every gRPC client or server here does alike; `smoothing`, means
+of what was measured; `runs`, where `embedkeep up` says what it runs. What reads resources and runs
+caches is `embedkeep_operator`, which nothing here imports.
 
 The names are loaded when they are first used (PEP 562): a node has no use for the client, and
 a command's help none for gRPC and numpy.

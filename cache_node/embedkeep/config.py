@@ -1,4 +1,4 @@
-"""What a node and an embedder are told. The operator and `embedkeep up` render these files.
+"""What a node, an embedder and a predictor are told. The operator and `embedkeep up` render these.
 
 One JSON file a process. A field that a process does not know is ignored, so that an older pod
 reads a newer operator's file; whoever writes resources by hand is checked more strictly where
@@ -219,6 +219,63 @@ class Limits(_Frozen):
     """Rows of a batch that are computed at least, where it has as many."""
 
 
+class History(_Frozen):
+    """Texts that are asked for, kept in Valkey to predict from: what people typed, so opt-in.
+
+    A tenant's is a ring of 16 buckets, each a sixteenth of retention_s long.
+    """
+
+    retention_s: Annotated[int, Field(ge=1)] = 30 * 86_400
+    """How long a text is kept after it was asked for, seconds; at most, and a sixteenth less at
+    least."""
+    max_texts: Annotated[int, Field(ge=1)] = 4096
+    """Of a tenant in each bucket; beyond it the least asked for make room."""
+    max_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+    """The same in bytes, with what Valkey takes for each text beside it."""
+    max_text_bytes: Annotated[int, Field(ge=1)] = 4 << 10
+    """UTF-8 bytes of a text with its prompt; longer ones are not kept. Above any question: what is
+    longer is a document, which is seldom asked for twice."""
+    flush_s: Annotated[float, Field(gt=0)] = 5.0
+    """How often a node writes down what it was asked for, seconds. What it has not written is lost
+    with it."""
+    max_waiting_bytes: Annotated[int, Field(ge=1)] = 8 << 20
+    """Of texts that wait in a node to be written; beyond it they are dropped and counted. A tenant
+    alone gets half."""
+
+
+class WarmupBudget(_Frozen):
+    """Device-seconds in any hour, of all nodes of a cache together."""
+
+    initial: Annotated[float, Field(ge=0)] = 60.0
+    """Until a tuned value is there."""
+    min: Annotated[float, Field(ge=0)] = 0.0
+    """A tuned value below is taken for this."""
+    max: Annotated[float, Field(ge=0)] = 600.0
+    """A tuned value above is taken for this."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.min <= self.initial <= self.max:
+            raise ValueError(
+                f"must be min <= initial <= max; got {self.min:g}, {self.initial:g}, {self.max:g}"
+            )
+        return self
+
+
+class Warmup(_Frozen):
+    """Computes what the predictor's plans name before it is asked for."""
+
+    budget: WarmupBudget = Field(default_factory=WarmupBudget)
+    """What it may cost."""
+    shares: Annotated[int, Field(ge=1)] = 1
+    """Parts that the budget is in, one for the node beside each primary: as many as shards."""
+    poll_s: Annotated[float, Field(gt=0)] = 10.0
+    """Between two looks for a newer plan, seconds. Plans are made once in many minutes."""
+    recheck_s: Annotated[float, Field(gt=0)] = 300.0
+    """Between two looks whether all of a plan is still there, seconds: a Valkey may have come back
+    empty, or have evicted some."""
+
+
 class NodeConfig(_Frozen):
     """One cache node."""
 
@@ -249,6 +306,13 @@ class NodeConfig(_Frozen):
     imports: bool = False
     """Callers may bring vectors that the model has returned elsewhere. Off: none are taken, and
     those taken before are not answered."""
+    history: History | None = None
+    """None: no text is kept, and what was kept before is deleted at the start."""
+    warmup: Warmup | None = None
+    """None: nothing is computed ahead of time."""
+    tuned_file: Path | None = None
+    """JSON object with values that change while this process runs, such as warmup_budget; re-read
+    when it changes. None, or no such file: all stay as configured."""
     limits: Limits = Field(default_factory=Limits)
     drain_s: Annotated[float, Field(ge=0)] = 20.0
     """How long calls in flight may finish after SIGTERM, seconds."""
@@ -270,8 +334,9 @@ class NodeConfig(_Frozen):
             raise ValueError(f"tenants: each name once; got {', '.join(names)}")
         if self.tenants and self.cluster_secret_file is None:
             raise ValueError("cluster_secret_file: needed, because tenants are given")
-        if self.cluster is not None and self.valkey is None:
-            raise ValueError("valkey: needed, because cluster is given")
+        for field in ("cluster", "history", "warmup"):
+            if getattr(self, field) is not None and self.valkey is None:
+                raise ValueError(f"valkey: needed, because {field} is given")
         if self.has_peers and self.cluster_secret_file is None:
             raise ValueError("cluster_secret_file: needed, because cluster has several members")
         return self
@@ -390,7 +455,44 @@ class EmbedderConfig(_Frozen):
     """As in NodeConfig."""
 
 
-ConfigT = TypeVar("ConfigT", NodeConfig, EmbedderConfig)
+class PredictorConfig(_Frozen):
+    """One run of the predictor, which reads the history and writes each tenant's plan."""
+
+    name: str
+    """The resource's name."""
+    valkeys: Annotated[tuple[ValkeyTarget, ...], Field(min_length=1, max_length=512)]
+    """All of the cache. A tenant's history lies in one of them, and so does its plan."""
+    cluster_secret_file: Path | None = None
+    """As in NodeConfig; needed with tenants."""
+    tenants: tuple[str, ...] = ()
+    """Names. Empty: all callers share one partition."""
+    history: History = Field(default_factory=History)
+    """As the nodes are told."""
+    half_life_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
+    """An ask counts half as much after so long, seconds. A week, so that what is asked on Mondays
+    is still known on the next."""
+    horizon_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """How far ahead a plan looks, seconds. A day: what is warmed stays until it is evicted, longer
+    than until the next plan."""
+    min_worth: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Chance to be asked for within horizon_s below which a text is not in a plan: 1 in 10, so that
+    at worst ten computations are spent to avoid one. With the other defaults a single ask is not
+    enough, two of this week are."""
+    max_texts: Annotated[int, Field(ge=1)] = 10_000
+    """Of a tenant's plan."""
+    max_bytes: Annotated[int, Field(ge=1)] = 1 << 20
+    """Of a tenant's plan; nodes hold all plans in memory."""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Longest wait for one Valkey in all, seconds."""
+
+    @model_validator(mode="after")
+    def _tenants_need_the_secret(self) -> Self:
+        if self.tenants and self.cluster_secret_file is None:
+            raise ValueError("cluster_secret_file: needed, because tenants are given")
+        return self
+
+
+ConfigT = TypeVar("ConfigT", NodeConfig, EmbedderConfig, PredictorConfig)
 
 
 def load(kind: type[ConfigT], file: Path) -> ConfigT:

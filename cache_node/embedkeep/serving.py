@@ -1,7 +1,7 @@
 """What every server process here does alike: logs, signals, metrics, health, drain.
 
 What is served lives with its owner; this only runs it. Called by `embedkeep.node` and
-`embedkeep.embedder`.
+`embedkeep.embedder`; `embedkeep.predictor`, which serves nothing, only logs as they do.
 """
 
 import asyncio

@@ -32,6 +32,7 @@ from embedkeep_operator.api_embedder import Batch, Embedder, ExternalEmbedder, M
 from embedkeep_operator.api_model import Model, ModelSource
 from embedkeep_operator.api_nodes import Memory, Nodes
 from embedkeep_operator.api_policies import ClientAuth, Security
+from embedkeep_operator.render_warming import history, warmup
 
 TOLD_BY: Mapping[str, str] = MappingProxyType(
     {
@@ -68,6 +69,8 @@ class Place:
     """Of a node. None: gRPC only."""
     announce_file: Path | None = None
     """Written by the process once it listens."""
+    tuned_file: Path | None = None
+    """Of a node: values that change while it runs. None: none do."""
     drain_s: float = 20.0
     """How long calls in flight may finish after SIGTERM, seconds."""
 
@@ -120,6 +123,9 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
             for tenant in security.tenants
         ),
         imports=security.imports,
+        history=history(resource),
+        warmup=warmup(resource),
+        tuned_file=place.tuned_file,
         drain_s=place.drain_s,
         announce_file=place.announce_file,
     )

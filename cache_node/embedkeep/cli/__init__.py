@@ -52,7 +52,7 @@ COMMANDS: Final = {
     "status": Command("embedkeep_operator.local.status:status", "Show how local caches are doing."),
     "node": Command("embedkeep.cli.processes:node", "Run one cache node."),
     "embedder": Command("embedkeep.cli.processes:embedder", "Run one embedder.", "embedder-cpu"),
-    "predictor": Command(None, "Choose texts to warm up. Not built yet."),
+    "predictor": Command("embedkeep.cli.processes:predictor", "Plan what to warm up."),
     "operator": Command(None, "Run the Kubernetes operator. Not built yet."),
     "bench": Command(None, "Measure a cache. Not built yet."),
 }

@@ -1,6 +1,6 @@
-"""`embedkeep node` and `embedkeep embedder`: the processes that `embedkeep up` starts.
+"""`embedkeep node`, `embedder` and `predictor`: the processes that `embedkeep up` starts.
 
-Beside the second, `embedkeep embedder export`, which prepares a model for it.
+Beside the second of them, `embedkeep embedder export`, which prepares a model for it.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from embedkeep.config import EmbedderConfig, NodeConfig, Quantization, load
+from embedkeep.config import EmbedderConfig, NodeConfig, PredictorConfig, Quantization, load
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -38,6 +38,24 @@ def node(file: Path) -> None:
     from embedkeep.node.main import main  # noqa: PLC0415  # --help needs none of it
 
     main(load(NodeConfig, file))
+
+
+@click.command(
+    epilog="\b\nExample:\n"
+    "  embedkeep predictor --config ~/.local/state/embedkeep/warmup/predictor.json\n\n"
+    "Exit status: 0, all tenants' plans are written; 1, some history could not be read; 2, the file"
+    " is wrong."
+)
+@_config(required=True)
+def predictor(file: Path) -> None:
+    """Read what a cache was asked for, plan what to compute ahead of time, and end.
+
+    Plans go to Valkey, where nodes find them and carry them out within their budget. `embedkeep
+    up` runs this by spec.warmup.schedule; by hand it plans at once.
+    """
+    from embedkeep.predictor.main import main  # noqa: PLC0415  # --help needs none of it
+
+    main(load(PredictorConfig, file))
 
 
 @click.group(

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from embedkeep.config import NodeConfig, Tenant
+from embedkeep.config import NodeConfig, PredictorConfig, Tenant
 from embedkeep.errors import InvalidConfig, Unauthenticated
 from embedkeep.keys import KeySpace, tenant_salt, tenant_tag
 
@@ -154,7 +154,7 @@ def open_tenants(config: NodeConfig) -> Tenants:
     return Tenants(partitions, keys, config, versions=versions)
 
 
-def read_secret(config: NodeConfig) -> bytes:
+def read_secret(config: NodeConfig | PredictorConfig) -> bytes:
     """The secret of the cache's nodes.
 
     Raises:
