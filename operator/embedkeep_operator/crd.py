@@ -23,6 +23,18 @@ NAME_RULE: Final = {
     " && self.metadata.name.matches('^[a-z][-a-z0-9]*$')",
     "message": f"metadata.name: at most {MAX_NAME} of a-z, 0-9 and -, beginning with a letter",
 }
+UNSEEN: Final[Json] = {
+    "conditions": [
+        {
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "Pending",
+            "message": "waiting for the operator to see this resource",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }
+    ]
+}
+"""Status until the operator wrote one: tools that wait would take no status at all for ready."""
 PRINTED: Final = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 0),
@@ -79,6 +91,7 @@ def root_schema() -> Json:
         "spec": properties["spec"],
         "status": properties["status"],
     }
+    _object(properties["status"])["default"] = UNSEEN
     schema["required"] = ["spec"]
     schema["x-kubernetes-validations"] = [NAME_RULE]
     return schema
@@ -146,7 +159,12 @@ def _object(value: object) -> Json:
 
 def text() -> str:
     """The file in crds/, byte for byte."""
-    return HEADER + yaml.safe_dump(definition(), sort_keys=False, width=100, allow_unicode=True)
+    return HEADER + as_yaml(definition())
+
+
+def as_yaml(wanted: Json) -> str:
+    """*wanted* as a definition is written, here and in the chart."""
+    return yaml.safe_dump(wanted, sort_keys=False, width=100, allow_unicode=True)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from embedkeep_operator import crd
 from embedkeep_operator.api import Spec
+from embedkeep_operator.api_status import Status
 from embedkeep_operator.crd import Json
 from embedkeep_operator.fields import CEL_RESERVED
 
@@ -80,7 +81,9 @@ def test_every_field_is_described(path: str) -> None:
         assert ALL[path].get("description")
 
 
-@pytest.mark.parametrize("path", [path for path, node in ALL.items() if "default" in node])
+@pytest.mark.parametrize(
+    "path", [path for path, node in ALL.items() if "default" in node and path != ".status"]
+)
 def test_only_leaves_have_defaults_and_they_are_allowed(path: str) -> None:
     schema = ALL[path]
     default = schema["default"]
@@ -91,6 +94,16 @@ def test_only_leaves_have_defaults_and_they_are_allowed(path: str) -> None:
         assert re.search(str(schema["pattern"]), str(default))
     if isinstance(default, int | float) and not isinstance(default, bool):
         assert schema.get("minimum", default) <= default <= schema.get("maximum", default)  # type: ignore[operator]  # numbers where there are any
+
+
+def test_a_new_resource_is_not_ready_before_the_operator_saw_it() -> None:
+    """What waits for Ready, as GitOps tools do, takes no status at all for ready."""
+    default = ALL[".status"]["default"]
+
+    assert default == crd.UNSEEN
+    assert [(each.type, each.status) for each in Status.model_validate(default).conditions] == [
+        ("Ready", "Unknown")
+    ]
 
 
 def test_rules_spell_fields_that_are_words_of_cel_as_cel_wants() -> None:
