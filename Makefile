@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PEERS ?= .venv-peers
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := embedkeep/v1/cache.proto embedkeep/v1/embedder.proto embedkeep/v1/peers.proto
-GENERATED := crds docs/reference.md cache_node/embedkeep/v1
+GENERATED := crds charts docs/reference.md cache_node/embedkeep/v1
 
 .PHONY: help
 help:  ## Show this list
@@ -67,8 +67,13 @@ proto: $(VENV)/dev  ## Generate the wire's Python from its .proto files
 	  --mypy_out=quiet:cache_node --mypy_grpc_out=quiet:cache_node $(PROTOS)
 
 .PHONY: crds
-crds: $(VENV)/dev  ## Generate crds/ from the resource's types
+crds: $(VENV)/dev  ## Generate crds/ from the resource's types, and the chart's values and README
 	$(BIN)/python -m embedkeep_operator.crd crds/embeddingcaches.embedkeep.dev.yaml
+	$(BIN)/python charts/generate.py
+
+.PHONY: kustomize
+kustomize: $(VENV)/dev  ## Generate deploy/kustomize from the chart; needs helm (or HELM=...)
+	$(BIN)/python charts/kustomize.py
 
 .PHONY: reference
 reference: $(VENV)/dev  ## Generate docs/reference.md from types, errors and metrics
