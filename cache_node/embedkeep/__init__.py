@@ -8,9 +8,10 @@ What several of these share lies beside them: `errors`, one tree for all; `confi
 embedder and a predictor are told; `keys`, `records` and `views`, what an entry is called, how it is
 kept and how it is handed out; `history` and `plans`, how the texts that were asked for lie in
 Valkey, and what the predictor makes of them; `pairs`, what an imported vector must be; `channels`,
-`tls`, `refusal` and `serving`, what every gRPC client or server here does alike; `smoothing`, means
-of what was measured; `runs`, where `embedkeep up` says what it runs. What reads resources and runs
-caches is `embedkeep_operator`, which nothing here imports.
+`tls`, `refusal` and `serving`, what every gRPC client or server here does alike; `probing`, a
+process's port for metrics and for whoever watches it; `smoothing`, means of what was measured;
+`runs`, where `embedkeep up` says what it runs. What reads resources and runs caches is
+`embedkeep_operator`, which nothing here imports.
 
 The names are loaded when they are first used (PEP 562): a node has no use for the client, and
 a command's help none for gRPC and numpy.

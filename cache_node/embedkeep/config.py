@@ -147,8 +147,9 @@ class Member(_Frozen):
 class Cluster(_Frozen):
     """The nodes of a cache that has several, each beside one primary of a Valkey Cluster."""
 
-    name: str
-    """This node's own, among the members."""
+    name: str | None = None
+    """This node's own, among the members. None: given by who starts it, so that all nodes of a
+    cache can read one file; see `as_member`."""
     members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=128)]
     """All of them, this one too. Credentials, timeouts and ttl in `valkey` hold for each Valkey."""
     tls: ClientTls | None = None
@@ -166,7 +167,7 @@ class Cluster(_Frozen):
         names = [member.name for member in self.members]
         if len(set(names)) < len(names):
             raise ValueError(f"members: each name once; got {', '.join(names)}")
-        if self.name not in names:
+        if self.name is not None and self.name not in names:
             raise ValueError(f"name: must be one of members: {', '.join(names)}; got {self.name}")
         valkeys = [f"{member.valkey_host}:{member.valkey_port}" for member in self.members]
         if len(set(valkeys)) < len(valkeys):
@@ -493,6 +494,31 @@ class PredictorConfig(_Frozen):
 
 
 ConfigT = TypeVar("ConfigT", NodeConfig, EmbedderConfig, PredictorConfig)
+
+
+def as_member(config: NodeConfig, name: str | None) -> NodeConfig:
+    """What the node of this *name* is told, where its file is for all nodes of the cache.
+
+    Args:
+        name: None: the file says it, or there is only one node.
+
+    Raises:
+        InvalidConfig: Nobody says which node this is, or there is none of that name.
+    """
+    cluster = config.cluster
+    if cluster is None:
+        if name is not None:
+            raise InvalidConfig("needed, because a member is named", field="cluster")
+        return config
+    chosen = name if name is not None else cluster.name
+    names = [member.name for member in cluster.members]
+    if chosen not in names:
+        said = "none was given" if chosen is None else f"got {chosen}"
+        raise InvalidConfig(
+            f"must be one of members: {', '.join(names)}; {said}; give --member",
+            field="cluster.name",
+        )
+    return config.model_copy(update={"cluster": cluster.model_copy(update={"name": chosen})})
 
 
 def load(kind: type[ConfigT], file: Path) -> ConfigT:

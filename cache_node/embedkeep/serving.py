@@ -25,10 +25,11 @@ import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from embedkeep.config import Listen, ServerTls
 from embedkeep.errors import InvalidConfig
+from embedkeep.probing import Probes, serve_metrics
 from embedkeep.refusal import Decoding
 from embedkeep.tls import server_credentials
 
@@ -69,9 +70,11 @@ class Health:
     def __init__(self, services: Sequence[str]) -> None:
         self.services = ("", *services)
         self.servicer = health.aio.HealthServicer()
+        self.serving = False
 
     async def set(self, *, serving: bool) -> None:
         """Tell all watchers."""
+        self.serving = serving
         status = health_pb2.HealthCheckResponse
         for service in self.services:
             await self.servicer.set(service, status.SERVING if serving else status.NOT_SERVING)
@@ -110,7 +113,8 @@ async def serving(
          reflection.SERVICE_NAME], server)  # fmt: skip
     await health.set(serving=False)
     # In this order, since a port of gRPC that was bound and never served is not given back.
-    metrics_server, metrics_thread = _serve_metrics(endpoint.metrics, registry)
+    probes = Probes(asyncio.get_running_loop(), ready=lambda: health.serving)
+    metrics_server, metrics_thread = serve_metrics(endpoint.metrics, registry, probes)
     try:
         ports = (_bind(server, endpoint), metrics_server.server_port)
         await server.start()
@@ -237,15 +241,6 @@ def _bind(server: grpc.aio.Server, endpoint: Endpoint) -> int:
         doubt = "" if endpoint.tls is None else " And does the key fit the certificate?"
         raise InvalidConfig(
             f"cannot listen on {address}: is it in use?{doubt}", field="grpc"
-        ) from error
-
-
-def _serve_metrics(listen: Listen, registry: CollectorRegistry):  # type: ignore[no-untyped-def]  # noqa: ANN202  # its types are wsgiref's
-    try:
-        return start_http_server(listen.port, listen.host, registry=registry)
-    except OSError as error:
-        raise InvalidConfig(
-            f"cannot listen on {listen.host}:{listen.port}: {error.strerror}", field="metrics"
         ) from error
 
 

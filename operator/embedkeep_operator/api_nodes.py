@@ -1,12 +1,21 @@
 """The cache nodes, as the resource asks for them."""
 
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from embedkeep_operator.api_pods import PodSettings, Resources
-from embedkeep_operator.fields import ObjectName, Part, Port, Quantity, Seconds, Text, different
+from embedkeep_operator.fields import (
+    ObjectName,
+    Part,
+    Port,
+    Quantity,
+    Rule,
+    Seconds,
+    Text,
+    different,
+)
 
 
 class Memory(Part):
@@ -41,6 +50,10 @@ class Ports(Part):
     rules = tuple(different(*pair) for pair in combinations(("grpc", "http", "metrics"), 2))
 
 
+MAX_PODS: Final = 128
+"""Of a cache. Each node knows all others."""
+
+
 class Nodes(PodSettings):
     """The cache nodes: each a gRPC server with a Valkey beside it."""
 
@@ -60,3 +73,11 @@ class Nodes(PodSettings):
     """Image of Valkey. Null: the operator's default, resolved once; see upgradePolicy."""
     valkey_resources: Resources | None = None
     """Of Valkey's container. Absent: worked out from memory.valkey."""
+
+    rules = (
+        Rule(
+            cel=f"self.shards * (1 + self.replicasPerShard) <= {MAX_PODS}",
+            message=f"shards and replicasPerShard: at most {MAX_PODS} pods in all",
+            check=lambda part: part.shards * (1 + part.replicas_per_shard) <= MAX_PODS,
+        ),
+    )

@@ -132,7 +132,8 @@ class PodTemplate(Part):
     affinity: Annotated[
         dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
     ] = Field(default_factory=dict)
-    """A Kubernetes affinity, as in a Pod. Empty: spread softly over hosts and zones."""
+    """A Kubernetes affinity, as in a Pod. Empty: a shard's pods keep apart, softly. Whatever it
+    says, pods are spread over hosts and zones, softly."""
     runtime_class_name: ObjectName | None = None
     """Null: the cluster's default."""
     env: Annotated[

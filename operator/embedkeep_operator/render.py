@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from embedkeep.config import (
     Batching,
+    ClientTls,
     Cluster,
     EmbedderConfig,
     EmbedderTarget,
@@ -71,6 +72,10 @@ class Place:
     """Written by the process once it listens."""
     tuned_file: Path | None = None
     """Of a node: values that change while it runs. None: none do."""
+    hub_cache: Path | None = None
+    """Of an embedder: where downloads are kept. None: the hub library's own place."""
+    tls: ServerTls | None = None
+    """Of an embedder: what it shows to nodes. None: plain text."""
     drain_s: float = 20.0
     """How long calls in flight may finish after SIGTERM, seconds."""
 
@@ -87,6 +92,10 @@ class Neighbours:
     cluster_secret_file: Path
     cluster: Cluster | None = None
     """Its peers. None: it has none."""
+    embedder_tls: ClientTls | None = None
+    """How it reaches embedders. None: plain text."""
+    valkey_tls: ClientTls | None = None
+    """How it reaches Valkeys. None: plain text."""
 
 
 def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> NodeConfig:
@@ -102,12 +111,13 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
         grpc=place.grpc,
         http=place.http,
         metrics=place.metrics,
-        tls=server_tls(security, place.secrets),
-        embedder=_embedder_target(spec.embedder, beside.embedder),
+        tls=server_tls(resource, place.secrets),
+        embedder=_embedder_target(spec.embedder, beside),
         valkey=ValkeyTarget(
             host=beside.valkey_host,
             port=beside.valkey_port,
             password_file=beside.valkey_password_file,
+            tls=beside.valkey_tls,
             ttl_s=nodes.ttl,
         ),
         cluster=beside.cluster,
@@ -131,8 +141,8 @@ def node_config(resource: EmbeddingCache, place: Place, beside: Neighbours) -> N
     )
 
 
-def _embedder_target(embedder: Embedder, address: str) -> EmbedderTarget:
-    target = EmbedderTarget(address=address)
+def _embedder_target(embedder: Embedder, beside: Neighbours) -> EmbedderTarget:
+    target = EmbedderTarget(address=beside.embedder, tls=beside.embedder_tls)
     if embedder.external is None:
         return target
     # Long enough for a request that got no answer to be made again.
@@ -155,12 +165,13 @@ def embedder_config(
             upstream=upstream(embedder.external, place.secrets),
             grpc=place.grpc,
             metrics=place.metrics,
+            tls=place.tls,
             drain_s=place.drain_s,
             announce_file=place.announce_file,
         )
     managed = embedder.managed or ManagedEmbedder()
     return EmbedderConfig(
-        model=model_spec(resource.spec.model, place.secrets),
+        model=model_spec(resource.spec.model, place.secrets, hub_cache=place.hub_cache),
         backend=managed.backend,
         device=managed.device,
         dtype=managed.dtype,
@@ -169,6 +180,7 @@ def embedder_config(
         work_dir=work_dir,
         grpc=place.grpc,
         metrics=place.metrics,
+        tls=place.tls,
         batch=batching(managed),
         drain_s=place.drain_s,
         announce_file=place.announce_file,
@@ -216,24 +228,28 @@ def agreement(resource: EmbeddingCache) -> str:
     return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
 
 
-def model_spec(model: Model, secrets: Path) -> ModelSpec:
+def model_spec(model: Model, secrets: Path, *, hub_cache: Path | None = None) -> ModelSpec:
     """Which model, for nodes and embedders alike."""
+    source = model.source or ModelSource.model_validate({"hub": {}})
     return ModelSpec(
         name=model.name,
         revision=model.revision,
         prompts=dict(model.prompts),
         max_tokens=model.max_tokens,
-        source=_source(model.source or ModelSource.model_validate({"hub": {}}), secrets),
+        source=_source(source, secrets, hub_cache),
     )
 
 
-def _source(source: ModelSource, secrets: Path) -> HubSource | PathSource | PackageSource:
+def _source(
+    source: ModelSource, secrets: Path, hub_cache: Path | None
+) -> HubSource | PathSource | PackageSource:
     if source.package is not None:
         return PackageSource(package=source.package.name)
     if source.path is not None:
         return PathSource(path=Path(source.path))
     token = source.hub.token_secret_ref if source.hub is not None else None
-    return HubSource(token_file=secrets / token.name / token.key if token is not None else None)
+    token_file = secrets / token.name / token.key if token is not None else None
+    return HubSource(token_file=token_file, cache_dir=hub_cache)
 
 
 def batching(managed: ManagedEmbedder) -> Batching:
@@ -245,12 +261,21 @@ def batching(managed: ManagedEmbedder) -> Batching:
     )
 
 
-def server_tls(security: Security, secrets: Path) -> ServerTls | None:
-    """Certificates in a folder laid out as a kubernetes.io/tls Secret. None: plain text."""
-    tls = security.tls
-    if tls is None or tls.secret_name is None:
+def tls_secret(resource: EmbeddingCache) -> str | None:
+    """The Secret with the nodes' certificate; an issuer's is named after the cache. None: none."""
+    tls = (resource.spec.security or Security()).tls
+    if tls is None:
         return None
-    folder = secrets / tls.secret_name
+    return tls.secret_name if tls.secret_name is not None else f"{resource.metadata.name}-tls"
+
+
+def server_tls(resource: EmbeddingCache, secrets: Path) -> ServerTls | None:
+    """Certificates in a folder laid out as a kubernetes.io/tls Secret. None: plain text."""
+    tls = (resource.spec.security or Security()).tls
+    name = tls_secret(resource)
+    if tls is None or name is None:
+        return None
+    folder = secrets / name
     return ServerTls(
         cert_file=folder / "tls.crt",
         key_file=folder / "tls.key",

@@ -9,7 +9,14 @@ from typing import TypeVar
 
 import click
 
-from embedkeep.config import EmbedderConfig, NodeConfig, PredictorConfig, Quantization, load
+from embedkeep.config import (
+    EmbedderConfig,
+    NodeConfig,
+    PredictorConfig,
+    Quantization,
+    as_member,
+    load,
+)
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -29,7 +36,12 @@ def _config(*, required: bool) -> Callable[[Command], Command]:
     epilog="\b\nExample:\n  embedkeep node --config ~/.local/state/embedkeep/quickstart/node.json"
 )
 @_config(required=True)
-def node(file: Path) -> None:
+@click.option(
+    "--member",
+    metavar="NAME",
+    help="Which of cluster.members in FILE this node is, where FILE does not say so.",
+)
+def node(file: Path, member: str | None) -> None:
     """Run one cache node until SIGTERM or Ctrl-C.
 
     It serves gRPC (embedkeep.v1, health, reflection) and /metrics. `embedkeep up` starts it; by
@@ -37,7 +49,7 @@ def node(file: Path) -> None:
     """
     from embedkeep.node.main import main  # noqa: PLC0415  # --help needs none of it
 
-    main(load(NodeConfig, file))
+    main(as_member(load(NodeConfig, file), member))
 
 
 @click.command(

@@ -17,7 +17,6 @@ from embedkeep.runs import NodePorts, Ports, numbered
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.api_nodes import Nodes
 from embedkeep_operator.api_nodes import Ports as WantedPorts
-from embedkeep_operator.api_policies import Security
 from embedkeep_operator.local.certificate import way_in
 from embedkeep_operator.local.ports import HOST, choose_ports
 from embedkeep_operator.local.programs import find_valkey, programs
@@ -167,7 +166,7 @@ class _Configs:
 
     def node_tls(self) -> ClientTls | None:
         """How nodes are reached on this machine, by each other too. None: plain text."""
-        tls = server_tls(self.resource.spec.security or Security(), self.secrets)
+        tls = server_tls(self.resource, self.secrets)
         return way_in(tls) if tls is not None else None
 
     def write_valkeys(self) -> None:
