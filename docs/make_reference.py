@@ -44,8 +44,9 @@ error_type.
 METRICS = """## Metrics
 
 On `/metrics` of a process's metrics port. No tenant's name and no text is ever a label. `purpose`
-says what was computed for: `demand`, people who wait; `bulk`, jobs; `warm`, priority background;
-`shadow`, comparing, as of imports; `canaries`, telling whether it is the same model.
+says what was computed for: `demand`, people who wait; `bulk`, jobs; `background`, jobs that
+say they can wait; `warm`, what a plan names; `shadow`, comparing, as of imports; `canaries`,
+telling whether it is the same model.
 
 ### Of a node
 """

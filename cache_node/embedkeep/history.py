@@ -43,11 +43,6 @@ class Asked:
     """Resolved, not its name."""
     text: str
 
-    @property
-    def nbytes(self) -> int:
-        """UTF-8 bytes, at most."""
-        return 4 * (len(self.prompt) + len(self.text))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
@@ -110,6 +105,11 @@ def plan_name(tag: bytes) -> bytes:
     return b"embedkeep:plan:{%s}" % tag.hex().encode()
 
 
+def _names(tag: bytes) -> list[bytes]:
+    """All that a script may touch: the fence, the plan, and the ring."""
+    return [fence_name(tag), plan_name(tag), *bucket_names(tag)]
+
+
 def pack(asked: Asked) -> bytes:
     """As a member of a bucket."""
     prompt = asked.prompt.encode()
@@ -152,8 +152,12 @@ if epoch > tonumber(ARGV[1]) or forgotten > tonumber(ARGV[2]) then return 0 end
 """
     + _RAISE
     + f"""
-local bucket, start, span = KEYS[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local most_texts, most_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
+if epoch < tonumber(ARGV[1]) then
+  for at = 2, #KEYS do redis.call('UNLINK', KEYS[at]) end
+end
+local bucket = KEYS[tonumber(ARGV[3])]
+local start, span = tonumber(ARGV[4]), tonumber(ARGV[5])
+local most_texts, most_bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 local above, unit, beside = {_ABOVE}, {_ERROR_UNIT}, {TEXT_OVERHEAD_BYTES}
 local function special(name)
   return tonumber(redis.call('ZSCORE', bucket, name) or above) - above
@@ -162,7 +166,7 @@ local began = special('start')
 if began < start then redis.call('UNLINK', bucket) else start = began end
 local bytes, floor = special('bytes'), special('floor')
 local count = math.max(0, redis.call('ZCARD', bucket) - 3)
-for at = 7, #ARGV, 2 do
+for at = 8, #ARGV, 2 do
   local times, member = tonumber(ARGV[at]), ARGV[at + 1]
   if redis.call('ZSCORE', bucket, member) then
     redis.call('ZINCRBY', bucket, times, member)
@@ -186,8 +190,8 @@ return 1
 )
 """Adds counts to a bucket. 1: done; 0: they are behind the fence.
 
-An older bucket in the same place goes. A newer one, by a clock that is ahead or after another
-retention, takes them.
+All that is left of an older epoch goes first, and an older bucket in the same place. A newer one,
+by a clock that is ahead or after another retention, takes them.
 """
 
 _FORGET: Final = (
@@ -235,16 +239,25 @@ def add_command(  # noqa: PLR0913  # what the script is told
         fence: As the node knows it that was asked.
     """
     width, start = width_s(retention_s), start_s(now_s, retention_s)
-    name = bucket_name(tag, start // width % BUCKETS)
+    names = _names(tag)
+    place = start // width % BUCKETS
     span_s = min(retention_s, BUCKETS * width)
-    told = (fence.epoch, fence.forgotten, start, span_s, max_texts, max_bytes)
+    told = (
+        fence.epoch,
+        fence.forgotten,
+        len(names) - BUCKETS + 1 + place,
+        start,
+        span_s,
+        max_texts,
+        max_bytes,
+    )
     added = [part for asked, times in counts for part in (times, pack(asked))]
-    return ("EVAL", _ADD, 2, fence_name(tag), name, *told, *added)
+    return ("EVAL", _ADD, len(names), *names, *told, *added)
 
 
 def forget_command(tag: bytes, texts: Sequence[Asked] | None, *, fence: Fence) -> Command:
     """Forgets *texts*, and the plan that may hold them; None: all of the tenant's."""
-    names = (fence_name(tag), plan_name(tag), *bucket_names(tag))
+    names = _names(tag)
     told: Command = (fence.epoch, fence.forgotten, *map(pack, texts or ()))
     return ("EVAL", _FORGET, len(names), *names, *told)
 

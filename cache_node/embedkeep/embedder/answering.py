@@ -39,6 +39,7 @@ LANES: Final = {
     Purpose.PURPOSE_BULK: Lane.BULK,
     Purpose.PURPOSE_WARM: Lane.BACKGROUND,
     Purpose.PURPOSE_SHADOW: Lane.BACKGROUND,
+    Purpose.PURPOSE_BACKGROUND: Lane.BACKGROUND,
 }
 
 _ROW_OVERHEAD_BYTES: Final = 64

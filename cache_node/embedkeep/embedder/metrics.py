@@ -12,6 +12,7 @@ PURPOSES = {
     Purpose.PURPOSE_BULK: "bulk",
     Purpose.PURPOSE_WARM: "warm",
     Purpose.PURPOSE_SHADOW: "shadow",
+    Purpose.PURPOSE_BACKGROUND: "background",
 }
 """What each purpose on the wire is called in labels."""
 

@@ -23,6 +23,7 @@ from embedkeep.errors import (
     NotCached,
 )
 from embedkeep.keys import TAG_BYTES, Key
+from embedkeep.node.admission import Urgency
 from embedkeep.node.embedders import Embedders, Outcome
 from embedkeep.node.exchange import Answer, Asked, Request, faults
 from embedkeep.node.flights import Boarding, wait_for
@@ -32,6 +33,7 @@ from embedkeep.node.keytable import MISSING, Slots
 from embedkeep.node.memory import Memory
 from embedkeep.node.metrics import Metrics, Result
 from embedkeep.node.peers import Peers
+from embedkeep.node.recorder import Recorder
 from embedkeep.node.space import Space
 from embedkeep.node.tenants import Partition, Tenants
 from embedkeep.node.tiers import Tier
@@ -87,6 +89,17 @@ class Cache:
         """None: no Valkey."""
         self.peers: Peers | None = None
         """None: this node is alone."""
+        self.recorder = (
+            Recorder(
+                config.history,
+                tenants=tenants,
+                metrics=metrics,
+                clock_s=lambda: clock_ms() / 1000,
+            )
+            if config.history is not None
+            else None
+        )
+        """None: no text is kept."""
 
     @property
     def space(self) -> Space | None:
@@ -112,11 +125,15 @@ class Cache:
         started = time.perf_counter()
         wait_s = timeout_s - min(ANSWER_MARGIN_S, timeout_s / 5)
         space = self.serving()
+        withdrawn = (tenant.epoch, tenant.forgotten)
         asked = Asked(request=request, tenant=tenant, epoch=tenant.epoch, space=space)
         answer = Answer.empty(len(request.texts), space, tenant.epoch)
         if missing := self._look_up(asked, answer):
             await self._await(asked, answer, missing, wait_s)
         self._count(answer, time.perf_counter() - started)
+        # What was withdrawn while it was answered may have been this.
+        if self.recorder is not None and withdrawn == (tenant.epoch, tenant.forgotten):
+            _note(asked, answer, self.recorder)
         if len(answer.errors) == len(request.texts):
             _raise_if_shared(list(answer.errors.values()))
         return answer
@@ -144,6 +161,8 @@ class Cache:
             if self.peers is not None:
                 # So has one that came while another node was: this one's number hides that one's.
                 self.epoch_moved(tenant)
+        if self.recorder is not None and self.tier is not None:
+            await self.recorder.forget(texts, prompt, tenant, self.tier)
         self._metrics.invalidations.inc()
 
     async def forget_all(self, tenant: Partition) -> None:
@@ -158,6 +177,8 @@ class Cache:
             start()
         else:
             await start_epoch(tenant, self.tier, start=start)
+            if self.recorder is not None:
+                await self.recorder.forget(None, "", tenant, self.tier)
 
     async def withdraw(self, tenant: Partition) -> None:
         """A peer is about to delete texts of *tenant*: store nothing that is on its way here."""
@@ -213,6 +234,8 @@ class Cache:
     def epoch_moved(self, tenant: Partition) -> None:
         """Drop what L1 holds of a partition, and withdraw what is on its way."""
         self._memory.drop_tenant(tenant.tag)
+        if self.recorder is not None:
+            self.recorder.drop(tenant)
         self._withdraw(lambda key: key[TAG_BYTES : 2 * TAG_BYTES] == tenant.tag)
 
     def serving(self) -> Space:
@@ -370,6 +393,22 @@ class Cache:
         metrics.latency[next(kind for kind in _SLOWEST if kind in kinds)].observe(seconds)
         metrics.saved.inc(answer.saved_ns / 1e9)
         metrics.saved_tokens.inc(answer.saved_tokens)
+
+
+def _note(asked: Asked, answer: Answer, recorder: Recorder) -> None:
+    """Have kept what a person has asked for; not jobs, nor what is not to be kept."""
+    request = asked.request
+    if request.urgency is not Urgency.DEMAND or not request.store or request.fresh:
+        return
+    texts = request.texts
+    if answer.errors:
+        failed = answer.errors
+        texts = [
+            text
+            for index, text in enumerate(texts)
+            if isinstance(failed.get(index), NotCached | None)
+        ]
+    recorder.note(texts, request.prompt, asked.tenant)
 
 
 def _land(answer: Answer, missing: Missing, boardings: Sequence[Boarding]) -> None:

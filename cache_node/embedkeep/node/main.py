@@ -22,6 +22,7 @@ from embedkeep.node.http.server import HttpServer
 from embedkeep.node.imports import Importer
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.peers import Peer, Peers
+from embedkeep.node.recorder import forget_kept
 from embedkeep.node.service import CacheService
 from embedkeep.node.shards import Shards
 from embedkeep.node.space import agreement_key
@@ -105,8 +106,14 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
                 ),
                 beside.create_task(tenants.follow(poll_s=config.epoch_poll_s), name="api keys"),
             ]
-            if cache.tier is not None:
-                tasks.append(beside.create_task(cache.tier.run(), name="valkey"))
+            if (tier := cache.tier) is not None:
+                tasks.append(beside.create_task(tier.run(), name="valkey"))
+                kept = (
+                    cache.recorder.run(tier)
+                    if cache.recorder is not None
+                    else forget_kept(tenants, tier, retry_s=config.epoch_poll_s)
+                )
+                tasks.append(beside.create_task(kept, name="history"))
             if cache.peers is not None:
                 tasks.append(beside.create_task(cache.peers.run(), name="peers"))
             try:

@@ -24,6 +24,30 @@ class Result(StrEnum):
     ERROR = "error"
 
 
+class Noted(StrEnum):
+    """What became of an ask that was to be kept in a history."""
+
+    WRITTEN = "written"
+    TOO_LONG = "too_long"
+    NO_ROOM = "no_room"
+    """Too much waited to be written, of all or of its tenant."""
+    LOST = "lost"
+    """Valkey did not take it."""
+    WITHDRAWN = "withdrawn"
+    """Its tenant has withdrawn something before it was written."""
+
+
+class Warmed(StrEnum):
+    """What became of a text that a plan names and that was not cached."""
+
+    STORED = "stored"
+    PRESENT = "present"
+    """Somebody has asked for it meanwhile."""
+    WITHDRAWN = "withdrawn"
+    """Its tenant, or the model, has moved on meanwhile."""
+    FAILED = "failed"
+
+
 class Hop(StrEnum):
     """How a call to a peer ended."""
 
@@ -132,6 +156,18 @@ class Metrics:
         )  # fmt: skip
         results = ("stored", "present", "withdrawn", "refused")
         self.imported = {result: imported.labels(result) for result in results}
+        noted = Counter(
+            "embedkeep_history_asks",
+            "Asks of people that were to be kept to predict from, by what became of them.",
+            ["result"],
+            registry=registry,
+        )
+        self.noted = {result: noted.labels(result) for result in Noted}
+        self.history_waiting = Gauge(
+            "embedkeep_history_waiting_bytes",
+            "Texts that wait to be written into histories.",
+            registry=registry,
+        )
         self.drift = Gauge(
             "embedkeep_model_drift",
             "1 while an embedder is refused because it computes something else.",

@@ -19,6 +19,7 @@ from embedkeep.config import Cluster, ValkeyTarget
 from embedkeep.errors import InvalidResponse, Retryable, Unavailable
 from embedkeep.keys import Key
 from embedkeep.node.commands import Found, merged
+from embedkeep.node.connection import Command, Reply
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.slots import SlotMap, View, read_view
 from embedkeep.node.tier import Member, ValkeyTier
@@ -59,6 +60,7 @@ class Shards:
         metrics: Metrics,
         poll_s: float,
     ) -> None:
+        self._own = cluster.name
         self._names = tuple(member.name for member in cluster.members)
         self._views: dict[str, View] = {}
         self._map = SlotMap(self._names, ())
@@ -172,6 +174,20 @@ class Shards:
             else:
                 return
         await self._delete(keys)
+
+    async def ask(self, name: bytes, commands: Sequence[Command]) -> list[Reply]:
+        """Run *commands* where *name* lies.
+
+        Raises:
+            Unavailable: Nobody is known to hold it, or not all are known to be carried out.
+        """
+        if (owner := self._map.owner(name)) is None:
+            raise Unavailable("no Valkey is known to hold its slot")
+        return await self._tiers[owner].ask(name, commands)
+
+    def owns(self, key: bytes) -> bool:
+        """The Valkey beside this node holds *key*, as far as is known."""
+        return self._map.owner(key) == self._own
 
     async def settle(self) -> None:
         """Wait until all writes before it have ended, well or not."""

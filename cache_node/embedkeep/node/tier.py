@@ -235,6 +235,28 @@ class ValkeyTier:
                     self._look_again()
                 raise Unavailable(f"Valkey did not delete: {reply}")
 
+    async def ask(self, name: bytes, commands: Sequence[Command]) -> list[Reply]:
+        """Run *commands*, while the tier is open; *name* is somewhere in it.
+
+        Raises:
+            Unavailable: Not all are known to be carried out.
+        """
+        del name
+        if not self.open:
+            raise Unavailable(f"Valkey is shut: {self.problem}")
+        replies = await self._run(commands)
+        for reply in replies:
+            if isinstance(reply, hiredis.HiredisError):
+                if is_elsewhere(reply):
+                    self._look_again()
+                raise Unavailable(f"Valkey did not do it: {reply}")
+        return replies
+
+    def owns(self, key: bytes) -> bool:
+        """It is the only one."""
+        del key
+        return True
+
     async def settle(self) -> None:
         """Wait until all writes before it have ended, well or not."""
         with contextlib.suppress(Unavailable):

@@ -78,3 +78,13 @@ class Tier(Protocol):
 
     def resync(self) -> None:
         """Sync soon."""
+
+    async def ask(self, name: bytes, commands: Sequence[Command]) -> list[Reply]:
+        """Run *commands* where *name* lies; all that they name must lie in its slot.
+
+        Raises:
+            Unavailable: That Valkey is shut, or has not carried out all of them.
+        """
+
+    def owns(self, key: bytes) -> bool:
+        """The Valkey beside this node holds *key*, and no other."""

@@ -46,7 +46,7 @@ Wanted = Sequence[tuple[Key, str]]
 _PURPOSES: Final = {
     Urgency.DEMAND: embedder_pb2.PURPOSE_DEMAND,
     Urgency.BULK: embedder_pb2.PURPOSE_BULK,
-    Urgency.BACKGROUND: embedder_pb2.PURPOSE_WARM,
+    Urgency.BACKGROUND: embedder_pb2.PURPOSE_BACKGROUND,
 }
 _RESULTS: Final = {
     Origin.VALKEY: Result.VALKEY,

@@ -31,6 +31,7 @@ class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.Value
     PURPOSE_BULK: _Purpose.ValueType  # 2
     PURPOSE_WARM: _Purpose.ValueType  # 3
     PURPOSE_SHADOW: _Purpose.ValueType  # 4
+    PURPOSE_BACKGROUND: _Purpose.ValueType  # 5
 
 class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
     """What device time is booked under. Also the order of service."""
@@ -41,6 +42,7 @@ PURPOSE_DEMAND: Purpose.ValueType  # 1
 PURPOSE_BULK: Purpose.ValueType  # 2
 PURPOSE_WARM: Purpose.ValueType  # 3
 PURPOSE_SHADOW: Purpose.ValueType  # 4
+PURPOSE_BACKGROUND: Purpose.ValueType  # 5
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
