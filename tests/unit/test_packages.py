@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,16 @@ def test_a_packages_docstring_names_each_of_its_modules(package: Path) -> None:
     missing = [name for name in sorted(modules) if not any(re.fullmatch(n, name) for n in named)]
 
     assert missing == []
+
+
+def test_every_package_is_in_the_distribution() -> None:
+    """An editable install finds those that are not listed; an image would lack them."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [
+        ".".join(package.relative_to(ROOT / source).parts)
+        for source in ("cache_node", "operator")
+        for package in PACKAGES
+        if package.is_relative_to(ROOT / source)
+    ]
+
+    assert sorted(found) == sorted(listed)
