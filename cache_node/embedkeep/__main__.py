@@ -5,6 +5,7 @@ the signal (which shells report as 130), and not with a traceback. `embedkeep.cl
 once it can answer for it.
 """
 
+import os
 import signal
 from typing import NoReturn
 
@@ -14,6 +15,9 @@ def main() -> NoReturn:
     # Who started us may want it ignored, as `nohup` and shells without job control do.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if os.getpid() == 1:
+        # The kernel ends the first process by no signal that it leaves to the default.
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     from embedkeep.cli import main as run  # noqa: PLC0415  # the loading that is meant
 
     run()
