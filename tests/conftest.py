@@ -1,8 +1,9 @@
 """What every test may use."""
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,  # noqa: ARG001 - pytest goes by the names
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where all is there that tests need, as in CI, a test that is skipped has failed."""
+    report = yield
+    expected = hasattr(report, "wasxfail")
+    if report.skipped and not expected and os.environ.get("EMBEDKEEP_SKIPS") == "fail":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and EMBEDKEEP_SKIPS=fail: {report.longreprtext}"
+    return report
 
 
 def pytest_asyncio_loop_factories(
