@@ -11,7 +11,7 @@ GENERATED := crds charts docs/reference.md cache_node/embedkeep/v1
 
 .PHONY: help
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: demo
 demo: $(VENV)/runtime  ## Start the cache here, replay real questions, show what it saved (2 minutes)
