@@ -272,9 +272,9 @@ class Warmup(_Frozen):
     """Parts that the budget is in, one for the node beside each primary: as many as shards."""
     poll_s: Annotated[float, Field(gt=0)] = 10.0
     """Between two looks for a newer plan, seconds. Plans are made once in many minutes."""
-    recheck_s: Annotated[float, Field(gt=0)] = 300.0
+    recheck_s: Annotated[float, Field(gt=0)] = 60.0
     """Between two looks whether all of a plan is still there, seconds: a Valkey may have come back
-    empty, or have evicted some."""
+    empty, or have evicted some. A look takes Valkey about a millisecond for a thousand texts."""
 
 
 class NodeConfig(_Frozen):

@@ -105,6 +105,11 @@ def plan_name(tag: bytes) -> bytes:
     return b"embedkeep:plan:{%s}" % tag.hex().encode()
 
 
+def warmed_name(tag: bytes) -> bytes:
+    """Where the keys of a tenant stand that were warmed, and that nobody has asked for yet."""
+    return b"embedkeep:warmed:{%s}" % tag.hex().encode()
+
+
 def _names(tag: bytes) -> list[bytes]:
     """All that a script may touch: the fence, the plan, and the ring."""
     return [fence_name(tag), plan_name(tag), *bucket_names(tag)]

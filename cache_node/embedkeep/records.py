@@ -8,7 +8,8 @@
     3       1     dtype, 0: float32
     4       4     dimensions
     8       4     tokens, as the model counted them
-    12      4     flags, bit 0: the text was longer than the model reads; bit 1: imported
+    12      4     flags, bit 0: the text was longer than the model reads; bit 1: imported;
+                  bit 2: computed before anybody asked for it
     16      8     device time that the vector has cost, ns
     24      4     when it was computed, Unix time in seconds; 0: not known
     28      4 x dimensions  vector, float32
@@ -38,6 +39,7 @@ OVERHEAD_BYTES: Final = 32
 """Of a record beside its vector."""
 FLAG_TRUNCATED: Final = 1
 FLAG_IMPORTED: Final = 2
+FLAG_WARMED: Final = 4
 
 _MAGIC = b"EK"
 _VERSION = 2
@@ -75,6 +77,8 @@ class Entry:
     """When it was computed, Unix time in seconds: what its life is counted from. 0: not known."""
     imported: bool = False
     """A caller brought it: the model has returned it elsewhere, as far as a sample could tell."""
+    warmed: bool = False
+    """It was computed because a plan names it, and not because somebody asked."""
 
     @property
     def nbytes(self) -> int:
@@ -83,8 +87,12 @@ class Entry:
 
     @property
     def flags(self) -> int:
-        """What is said of it in one bit each: FLAG_TRUNCATED, FLAG_IMPORTED."""
-        return FLAG_TRUNCATED * self.truncated | FLAG_IMPORTED * self.imported
+        """What is said of it in one bit each: FLAG_TRUNCATED, FLAG_IMPORTED, FLAG_WARMED."""
+        return (
+            FLAG_TRUNCATED * self.truncated
+            | FLAG_IMPORTED * self.imported
+            | FLAG_WARMED * self.warmed
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,6 +130,7 @@ class Entries:
                 device_ns=device_ns,
                 born_s=born_s,
                 imported=bool(flags & FLAG_IMPORTED),
+                warmed=bool(flags & FLAG_WARMED),
             )
 
     def take(self, at: Sequence[int]) -> "Entries":
@@ -184,6 +193,7 @@ def decode(key: Key, record: bytes, *, dimensions: int) -> Entry:
         device_ns=device_ns,
         born_s=born_s,
         imported=bool(flags & FLAG_IMPORTED),
+        warmed=bool(flags & FLAG_WARMED),
     )
 
 

@@ -19,6 +19,8 @@ What lives here, from the edge inwards:
 - `agreement`: what the nodes of a cache share through Valkey.
 - `space`, `embedders`: which model the entries belong to, and the way to the processes that run it.
 - `recorder`: what people ask for, on its way into their tenants' histories.
+- `warming`, `budget`, `tuned`, `credits`: computes what plans name, what that may cost, values that
+  change meanwhile, and what it has saved.
 - `trace`: where in a trace a request stands. `roundtrip`: how long the way to a peer takes.
 - `wire`: names of the wire in the node's own terms. `metrics`: what is counted.
 

@@ -24,6 +24,7 @@ from embedkeep.errors import (
 )
 from embedkeep.keys import TAG_BYTES, Key
 from embedkeep.node.admission import Urgency
+from embedkeep.node.credits import Credits
 from embedkeep.node.embedders import Embedders, Outcome
 from embedkeep.node.exchange import Answer, Asked, Request, faults
 from embedkeep.node.flights import Boarding, wait_for
@@ -100,6 +101,8 @@ class Cache:
             else None
         )
         """None: no text is kept."""
+        self.credits = Credits(metrics) if config.warmup is not None else None
+        """None: nothing is warmed."""
 
     @property
     def space(self) -> Space | None:
@@ -250,9 +253,13 @@ class Cache:
             )
         return self.space
 
+    def holds(self, key: Key) -> bool:
+        """It is in this node's memory; no hit is counted."""
+        return key in self._memory
+
     async def present(self, keys: Sequence[Key], space: Space) -> set[Key]:
         """Those of *keys* that are cached, as far as can be told in time."""
-        held = {key for key in keys if key in self._memory}
+        held = set(filter(self.holds, keys))
         rest = [key for key in keys if key not in held]
         found = await self._trips.read(rest, space)
         return held.union(rest[place] for place in found.places)
@@ -357,6 +364,8 @@ class Cache:
             keys = list(wanted)
             found = await self._trips.read(keys, asked.space, timeout_s=wait_s)
         hits = [keys[place] for place in found.places]
+        if self.credits is not None:
+            self.credits.note(hits, found.entries)
         if asked.request.store:
             self._memory.keep_all(hits, found.entries, asked, but=reading.withdrawn)
         waiting, entries = [wanted[key] for key in hits], found.entries

@@ -26,10 +26,12 @@ from embedkeep.node.recorder import forget_kept
 from embedkeep.node.service import CacheService
 from embedkeep.node.shards import Shards
 from embedkeep.node.space import agreement_key
-from embedkeep.node.tenants import open_tenants, read_secret
+from embedkeep.node.tenants import Tenants, open_tenants, read_secret
 from embedkeep.node.tier import ValkeyTier
 from embedkeep.node.tiers import Tier
+from embedkeep.node.tuned import Tuned
 from embedkeep.node.unary import Unary
+from embedkeep.node.warming import Warmer
 from embedkeep.node.wire import SERVICE
 from embedkeep.serving import Endpoint, Health, run, serving
 from embedkeep.v1 import cache_pb2_grpc, peers_pb2_grpc
@@ -114,6 +116,8 @@ async def serve(config: NodeConfig, stop: asyncio.Event) -> None:
                     else forget_kept(tenants, tier, retry_s=config.epoch_poll_s)
                 )
                 tasks.append(beside.create_task(kept, name="history"))
+                warming = _warming(config, cache, tenants, metrics, tier)
+                tasks.append(beside.create_task(warming, name="warming"))
             if cache.peers is not None:
                 tasks.append(beside.create_task(cache.peers.run(), name="peers"))
             try:
@@ -179,6 +183,27 @@ def _connect(
         metrics.breaker_open.labels("peers").set_function(lambda: peers.left_alone)
     metrics.breaker_open.labels("valkey").set_function(lambda: tier.left_alone)
     cache.connect(tier, peers)
+
+
+async def _warming(
+    config: NodeConfig, cache: Cache, tenants: Tenants, metrics: Metrics, tier: Tier
+) -> None:
+    """Carry plans out, count what that saves, and follow what is tuned, until cancelled."""
+    if (warmup := config.warmup) is None or cache.credits is None:
+        return
+    tuned = Tuned(config.tuned_file, {"warmup_budget": warmup.budget})
+    warmer = Warmer(
+        warmup,
+        prompts=config.model.prompts.values(),
+        cache=cache,
+        tenants=tenants,
+        tuned=tuned,
+        metrics=metrics,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(tuned.follow(poll_s=config.epoch_poll_s), name="tuned values")
+        tasks.create_task(warmer.run(tier), name="warm")
+        tasks.create_task(cache.credits.run(tier), name="first hits")
 
 
 async def _ready(agreement: Agreement, health: Health) -> None:

@@ -97,7 +97,8 @@ class Metrics:
         )
         self.entries = Gauge(
             "embedkeep_entries",
-            "Entries held; in Valkey all its keys, with up to three of the nodes' own.",
+            "Entries held; in Valkey all its keys, with up to three of the nodes' own, and 19 of "
+            "each tenant whose history is kept.",
             ["tier"],
             registry=registry,
         )
@@ -167,6 +168,45 @@ class Metrics:
             "embedkeep_history_waiting_bytes",
             "Texts that wait to be written into histories.",
             registry=registry,
+        )
+        warmed = Counter(
+            "embedkeep_warmed",
+            "Texts that plans name and that were not cached, by what became of them.",
+            ["result"],
+            registry=registry,
+        )
+        self.warmed = {result: warmed.labels(result) for result in Warmed}
+        self.warm_seconds = Counter(
+            "embedkeep_warm_device_seconds",
+            "Device time that this node has spent on plans; the embedder books it as purpose warm.",
+            registry=registry,
+        )
+        self.warmed_hits = Counter(
+            "embedkeep_warmed_first_hits",
+            "Entries that were warmed and then asked for: computations that warming has avoided. "
+            "Of each entry the first hit alone, on whichever node.",
+            registry=registry,
+        )
+        self.warmed_saved = Counter(
+            "embedkeep_warmed_saved_device_seconds",
+            "Device time that those computations would have taken. Part of what hits have saved.",
+            registry=registry,
+        )
+        self.warmup_budget = Gauge(
+            "embedkeep_warmup_budget_device_seconds",
+            "Device time that this node may spend on plans in any hour.",
+            registry=registry,
+        )
+        self.plan_texts = Gauge(
+            "embedkeep_plan_texts", "Texts in the plans that this node holds.", registry=registry
+        )
+        self.plan_made = Gauge(
+            "embedkeep_plan_made_timestamp_seconds",
+            "When the newest of those plans was made, Unix time; 0: there is none.",
+            registry=registry,
+        )
+        self.corrupt_plans = Counter(
+            "embedkeep_corrupt_plans", "Plans whose bytes did not fit.", registry=registry
         )
         self.drift = Gauge(
             "embedkeep_model_drift",
