@@ -21,6 +21,14 @@ def from_ranges(ranges: Iterable[Range]) -> int:
     return held
 
 
+def union(parts: Iterable[int]) -> int:
+    """The slots in any of *parts*."""
+    held = 0
+    for part in parts:
+        held |= part
+    return held
+
+
 def ranges_of(slots: int) -> tuple[Range, ...]:
     """*slots* as the fewest ranges, ascending."""
     found: list[Range] = []

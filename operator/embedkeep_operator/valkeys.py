@@ -13,21 +13,35 @@ from typing import Final, Self
 import hiredis
 
 from embedkeep_operator import slots
-from embedkeep_operator.topology import (
+from embedkeep_operator.cluster import (
+    Admit,
     Assign,
+    Clear,
     Endpoint,
     Forget,
     Meet,
     Peer,
+    Replicate,
+    Reset,
     SetEpoch,
     Step,
+    TakeOver,
     Unbind,
     View,
+    Wanted,
 )
 
 TIMEOUT_S: Final = 1.0
 """Longest wait for one Valkey's answers, seconds: they come within a round trip or not at all."""
 _NOTHING: Final = object()
+_QUESTIONS: Final = (
+    ("CLUSTER", "NODES"),
+    ("CLUSTER", "INFO"),
+    ("INFO", "replication"),
+    ("DBSIZE",),
+    ("ACL", "DRYRUN", "default", "PSYNC", "?", "-1"),
+)
+"""That make a `View`."""
 
 Word = str | int
 
@@ -36,11 +50,11 @@ class Valkeys:
     """Connections to all of them, for one look and the steps that follow from it.
 
     Args:
-        wanted: By name.
+        wanted: By name. One that does not run is not asked, and does not count as silent.
         password: Of the default user.
     """
 
-    def __init__(self, wanted: Mapping[str, Endpoint], password: str) -> None:
+    def __init__(self, wanted: Mapping[str, Wanted], password: str) -> None:
         self._wanted = wanted
         self._password = password
         self._open: dict[str, _Connection] = {}
@@ -63,8 +77,10 @@ class Valkeys:
 
     async def look(self) -> dict[str, View]:
         """What each says that answers in time, by name."""
-        names = [*self._wanted]
-        found = await asyncio.gather(*(self._look_at(name) for name in names))
+        where = {name: each.endpoint for name, each in self._wanted.items()}
+        running = {name: endpoint for name, endpoint in where.items() if endpoint is not None}
+        names = [*running]
+        found = await asyncio.gather(*(self._look_at(*each) for each in running.items()))
         self.silent = {
             name: said for name, said in zip(names, found, strict=True) if isinstance(said, str)
         }
@@ -72,21 +88,21 @@ class Valkeys:
             name: said for name, said in zip(names, found, strict=True) if isinstance(said, View)
         }
 
-    async def _look_at(self, name: str) -> View | str:
+    async def _look_at(self, name: str, endpoint: Endpoint) -> View | str:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                connection = self._open[name] = await _connected(self._wanted[name])
-                answers = await connection.ask(
-                    ("AUTH", self._password), ("CLUSTER", "NODES"), ("CLUSTER", "INFO")
-                )
+                connection = self._open[name] = await _connected(endpoint)
+                answers = await connection.ask(("AUTH", self._password), *_QUESTIONS)
         except TimeoutError:
             return "no answer"
         except OSError as error:
             return error.strerror or str(error)
         if refusals := [answer for answer in answers if isinstance(answer, hiredis.HiredisError)]:
             return str(refusals[0])
-        _, nodes, info = answers
-        return parsed(str(nodes), takes_writes="cluster_state:ok" in str(info))
+        _, nodes, info, replication, keys, admits = answers
+        return parsed(
+            str(nodes), info=f"{info}{replication}", keys=int(str(keys)), admits=admits == "OK"
+        )
 
     async def take(self, step: Step) -> str | None:
         """Tell the Valkey that *step* is for, which must have answered the last look.
@@ -104,7 +120,7 @@ class Valkeys:
         return str(answer) if isinstance(answer, hiredis.HiredisError) else None
 
 
-def command(step: Step) -> tuple[Word, ...]:
+def command(step: Step) -> tuple[Word, ...]:  # noqa: C901, PLR0911  # one for each kind
     """*step* in Valkey's words."""
     match step:
         case SetEpoch(epoch=epoch):
@@ -117,6 +133,16 @@ def command(step: Step) -> tuple[Word, ...]:
             return "CLUSTER", "DELSLOTSRANGE", *_flat(wrong)
         case Assign(slots=share):
             return "CLUSTER", "ADDSLOTSRANGE", *_flat(share)
+        case Replicate(primary=primary):
+            return "CLUSTER", "REPLICATE", primary
+        case TakeOver():
+            return "CLUSTER", "FAILOVER", "TAKEOVER"
+        case Admit():
+            return "ACL", "SETUSER", "default", "+psync", "+sync"
+        case Clear():
+            return "FLUSHALL", "ASYNC"
+        case Reset():
+            return "CLUSTER", "RESET", "SOFT"
         case _:
             raise AssertionError(f"no command for {step}")
 
@@ -125,15 +151,21 @@ def _flat(held: int) -> tuple[int, ...]:
     return tuple(bound for each in slots.ranges_of(held) for bound in each)
 
 
-def parsed(nodes: str, *, takes_writes: bool) -> View:
-    """What the text of CLUSTER NODES says.
+def parsed(nodes: str, *, info: str = "", keys: int = 0, admits: bool = True) -> View:
+    """What a Valkey says.
 
-    One line a Valkey: id, host:port@bus[,names], flags, primary, ping, pong, epoch, link, slots.
+    Args:
+        nodes: CLUSTER NODES, one line a Valkey: id, host:port@bus[,names], flags, primary, ping,
+            pong, epoch, link, slots.
+        info: CLUSTER INFO and INFO replication.
+        keys: DBSIZE.
+        admits: The default user may PSYNC.
     """
+    facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     peers = {}
     own_id = ""
     for line in nodes.splitlines():
-        peer_id, address, flagged, _, _, _, epoch, _, *held = line.split()
+        peer_id, address, flagged, primary, _, _, epoch, _, *held = line.split()
         flags = {*flagged.split(",")}
         if "myself" in flags:
             own_id = peer_id
@@ -141,10 +173,19 @@ def parsed(nodes: str, *, takes_writes: bool) -> View:
             endpoint=_endpoint(address.partition(",")[0]),
             epoch=int(epoch),
             slots=slots.from_ranges(_range(each) for each in held if not each.startswith("[")),
+            primary=primary if primary != "-" else None,
             met="handshake" not in flags,
             well=not flags & {"fail", "fail?", "noaddr"},
         )
-    return View(id=own_id, peers=peers, takes_writes=takes_writes)
+    return View(
+        id=own_id,
+        peers=peers,
+        takes_writes=facts.get("cluster_state") == "ok",
+        keys=keys,
+        follows=facts.get("master_link_status") == "up",
+        offset=int(facts.get("slave_repl_offset", 0)),
+        admits=admits,
+    )
 
 
 def _endpoint(address: str) -> Endpoint:

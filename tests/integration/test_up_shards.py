@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from embedkeep import AsyncClient, Source
+from embedkeep_operator.cluster import Endpoint, View, Wanted
 from embedkeep_operator.local.observe import read
 from embedkeep_operator.local.replay import sample
 from embedkeep_operator.local.runner import Running
 from embedkeep_operator.render_valkey import CLUSTER_FILE
-from embedkeep_operator.topology import Endpoint, Plan, Reason, View, plan
+from embedkeep_operator.topology import Plan, Reason, plan
 from embedkeep_operator.valkeys import Valkeys
 from support.endings import until_gone
 from support.load import Load, alone
@@ -39,7 +40,10 @@ def place(tmp_path: Path) -> Place:
 async def whole(running: Running) -> dict[str, View]:
     """How the Valkeys see their cluster, once it is whole."""
     wanted = {
-        f"valkey-{shard}": Endpoint(host="127.0.0.1", port=node.valkey, bus_port=node.bus or 0)
+        f"valkey-{shard}": Wanted(
+            shard=shard,
+            endpoint=Endpoint(host="127.0.0.1", port=node.valkey, bus_port=node.bus or 0),
+        )
         for shard, node in enumerate(running.ports.nodes)
     }
     password = (running.folder / "valkey-password").read_text()

@@ -1,127 +1,28 @@
 """Forming a cluster of real Valkeys, and mending it after real accidents."""
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from embedkeep_operator import slots
-from embedkeep_operator.api import EmbeddingCache
-from embedkeep_operator.local.forming import Forming
-from embedkeep_operator.local.supervisor import Board, Event
-from embedkeep_operator.render_valkey import CLUSTER_FILE, own_lines, valkey_config
-from embedkeep_operator.topology import Assign, Endpoint, Plan, Reason, View, plan
+from embedkeep_operator.cluster import Assign
+from embedkeep_operator.topology import Reason, plan
 from embedkeep_operator.valkeys import Valkeys
-from support.valkey import Valkey, free_port
+from support.formed import PASSWORD, SETTLED, formed
 
 pytestmark = pytest.mark.timeout(90)
 
-PASSWORD = "s3cret"
-SETTLED = Plan(reason=Reason.SETTLED)
-CACHE = EmbeddingCache.model_validate(
-    {
-        "apiVersion": "embedkeep.dev/v1alpha1",
-        "kind": "EmbeddingCache",
-        "metadata": {"name": "docs"},
-        "spec": {
-            "model": {"name": "org/model"},
-            "nodes": {"shards": 3, "memory": {"valkey": "32Mi"}},
-            "embedder": {"managed": {}},
-        },
-    }
-)
-
-
-@dataclass
-class Shards:
-    """Three Valkeys as `embedkeep up` starts them, and what keeps them together."""
-
-    valkeys: dict[str, Valkey]
-    folders: dict[str, Path]
-    endpoints: dict[str, Endpoint]
-    events: list[Event]
-    board: Board
-    forming: Forming
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """What forming says of itself."""
-        await self.board.until(holds)
-
-    async def settled(self) -> dict[str, View]:
-        """Wait until they say that they are one whole cluster, and what they say then."""
-        while plan(self.endpoints, seen := await self.seen()) != SETTLED:  # noqa: ASYNC110  # they announce nothing
-            await asyncio.sleep(0.05)
-        return seen
-
-    async def seen(self) -> dict[str, View]:
-        async with Valkeys(self.endpoints, PASSWORD) as valkeys:
-            return await valkeys.look()
-
-    async def run(self, name: str, *words: str | int) -> object:
-        """One command to one of them, and its answer."""
-        (answer,) = await asyncio.to_thread(self.valkeys[name].run, words, password=PASSWORD)
-        return answer
-
-    async def restarted(self, name: str, *, anew: bool) -> None:
-        """Killed and started on the same ports.
-
-        Args:
-            anew: It has lost its id too.
-        """
-        self.valkeys[name].kill()
-        if anew:
-            (self.folders[name] / CLUSTER_FILE).unlink()
-        await asyncio.to_thread(self.valkeys[name].start, password=PASSWORD)
-
-
-@asynccontextmanager
-async def three(folder: Path, *, forming: bool = True) -> AsyncIterator[Shards]:
-    """Three started Valkeys; with *forming* they are being kept together."""
-    endpoints, folders, valkeys = {}, {}, {}
-    with ExitStack() as stack:
-        for name in ("valkey-0", "valkey-1", "valkey-2"):
-            folders[name] = folder / name
-            folders[name].mkdir()
-            config = folders[name] / "valkey.conf"
-            valkey = Valkey(folders[name], config=config)
-            endpoints[name] = Endpoint(host="127.0.0.1", port=valkey.port, bus_port=free_port())
-            config.write_text(
-                valkey_config(
-                    CACHE,
-                    host="127.0.0.1",
-                    port=valkey.port,
-                    folder=folders[name],
-                    bus_port=endpoints[name].bus_port,
-                )
-                + own_lines(password=PASSWORD, address="127.0.0.1")
-            )
-            valkey.start(password=PASSWORD)
-            stack.callback(valkey.kill)
-            valkeys[name] = valkey
-        events: list[Event] = []
-        board = Board()
-        keeper = Forming(endpoints, PASSWORD, on_change=board.changed, on_event=events.append)
-        if forming:
-            keeper.start()
-        try:
-            yield Shards(valkeys, folders, endpoints, events, board, keeper)
-        finally:
-            await keeper.stop()
-
 
 async def test_three_new_ones_become_a_cluster_that_spreads_the_keys(tmp_path: Path) -> None:
-    async with three(tmp_path) as shards:
+    async with formed(tmp_path) as shards:
         await shards.until(lambda: shards.forming.whole)
 
         seen = await shards.seen()
-        assert plan(shards.endpoints, seen) == SETTLED
+        assert plan(shards.wanted, seen) == SETTLED
         assert [view.own.slots.bit_count() for view in seen.values()] == [5462, 5461, 5461]
         answers = [str(await shards.run(name, "SET", "a", 1)) for name in shards.valkeys]
-        moved = f"MOVED 15495 127.0.0.1:{shards.endpoints['valkey-2'].port}"
+        moved = f"MOVED 15495 127.0.0.1:{shards.endpoint('valkey-2').port}"
         assert answers == [moved, moved, "b'OK'"]
         assert len(shards.events) == 1
         assert shards.events[0].message.endswith("3 shards serve all slots")
@@ -129,7 +30,7 @@ async def test_three_new_ones_become_a_cluster_that_spreads_the_keys(tmp_path: P
 
 @pytest.mark.parametrize("anew", [False, True], ids=["with its id", "under another id"])
 async def test_one_that_was_killed_serves_its_slots_again(tmp_path: Path, anew: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    async with three(tmp_path) as shards:
+    async with formed(tmp_path) as shards:
         await shards.until(lambda: shards.forming.whole)
         before = await shards.seen()
 
@@ -143,7 +44,7 @@ async def test_one_that_was_killed_serves_its_slots_again(tmp_path: Path, anew: 
 
 
 async def test_all_that_were_killed_at_once_become_whole_again(tmp_path: Path) -> None:
-    async with three(tmp_path) as shards:
+    async with formed(tmp_path) as shards:
         await shards.until(lambda: shards.forming.whole)
 
         for name in shards.valkeys:
@@ -157,8 +58,8 @@ async def test_halves_that_do_not_know_each_other_and_claim_the_same_are_merged(
     tmp_path: Path,
 ) -> None:
     """Neither had an epoch of its own: Valkey settles that, and who keeps what."""
-    async with three(tmp_path, forming=False) as shards:
-        third = shards.endpoints["valkey-2"]
+    async with formed(tmp_path, forming=False) as shards:
+        third = shards.endpoint("valkey-2")
         await shards.run("valkey-0", "CLUSTER", "ADDSLOTSRANGE", 0, 9000)
         await shards.run("valkey-1", "CLUSTER", "ADDSLOTSRANGE", 8000, 12000)
         await shards.run("valkey-2", "CLUSTER", "ADDSLOTSRANGE", 100, 200)
@@ -173,7 +74,7 @@ async def test_halves_that_do_not_know_each_other_and_claim_the_same_are_merged(
 
 
 async def test_one_that_hangs_is_waited_for_and_nothing_is_taken_from_it(tmp_path: Path) -> None:
-    async with three(tmp_path) as shards:
+    async with formed(tmp_path) as shards:
         await shards.until(lambda: shards.forming.whole)
         before = await shards.seen()
 
@@ -192,12 +93,12 @@ async def test_one_that_hangs_is_waited_for_and_nothing_is_taken_from_it(tmp_pat
 
 async def test_one_with_another_password_is_not_met(tmp_path: Path) -> None:
     """The bus would let it in: it knows no password."""
-    async with three(tmp_path, forming=False) as shards:
+    async with formed(tmp_path, forming=False) as shards:
         await shards.run("valkey-2", "CONFIG", "SET", "requirepass", "other")
 
-        async with Valkeys(shards.endpoints, PASSWORD) as valkeys:
+        async with Valkeys(shards.wanted, PASSWORD) as valkeys:
             seen = await valkeys.look()
-            todo = plan(shards.endpoints, seen)
+            todo = plan(shards.wanted, seen)
             for step in todo.steps:
                 assert await valkeys.take(step) is None
 
@@ -210,10 +111,10 @@ async def test_one_with_another_password_is_not_met(tmp_path: Path) -> None:
 
 
 async def test_a_step_that_is_refused_says_why(tmp_path: Path) -> None:
-    async with three(tmp_path) as shards:
+    async with formed(tmp_path) as shards:
         await shards.until(lambda: shards.forming.whole)
 
-        async with Valkeys(shards.endpoints, PASSWORD) as valkeys:
+        async with Valkeys(shards.wanted, PASSWORD) as valkeys:
             await valkeys.look()
             said = await valkeys.take(Assign(at="valkey-1", slots=1))
 

@@ -8,14 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from embedkeep_operator import slots
-from embedkeep_operator.topology import (
+from embedkeep_operator.cluster import (
+    Admit,
     Assign,
+    Clear,
     Endpoint,
     Forget,
     Meet,
     Peer,
+    Replicate,
+    Reset,
     SetEpoch,
     Step,
+    TakeOver,
     Unbind,
     View,
 )
@@ -35,6 +40,9 @@ class Valkey:
     """By id, itself too; each slot has at most one owner in it."""
     denied: dict[str, int] = field(default_factory=dict)
     """Slots that are bound to a peer here, and that it did not claim when it was heard last."""
+    data: frozenset[str] = frozenset()
+    admits: bool = False
+    follows: bool = False
 
     def __post_init__(self) -> None:
         self.table.setdefault(self.id, Peer(endpoint=self.endpoint, epoch=0))
@@ -44,7 +52,18 @@ class Valkey:
         return self.table[self.id]
 
     def view(self) -> View:
-        return View(id=self.id, peers=dict(self.table))
+        return View(
+            id=self.id,
+            peers=dict(self.table),
+            keys=len(self.data),
+            follows=self.follows,
+            offset=len(self.data),
+            admits=self.admits,
+        )
+
+    def restarted(self) -> "Valkey":
+        """It was killed and started again, with its nodes.conf."""
+        return Valkey(id=self.id, endpoint=self.endpoint, table=dict(self.table))
 
     def change(self, peer_id: str, **fields: object) -> None:
         self.table[peer_id] = replace(self.table[peer_id], **fields)  # type: ignore[arg-type]  # fields of Peer
@@ -67,7 +86,38 @@ class Valkey:
         if sender.id not in self.table:
             return
         said = sender.own
-        self.change(sender.id, endpoint=said.endpoint, epoch=said.epoch, well=True, met=True)
+        self.change(
+            sender.id,
+            endpoint=said.endpoint,
+            epoch=said.epoch,
+            primary=said.primary,
+            well=True,
+            met=True,
+        )
+        if said.primary is not None:
+            self.change(sender.id, slots=0)
+            return
+        held = self._primary.slots
+        self._hears_claims(sender, said)
+        self._follows_who_took_all(held, sender.id)
+
+    @property
+    def _primary(self) -> Peer:
+        """Its own entry, or its primary's."""
+        return self.table.get(self.own.primary or self.id, self.own)
+
+    def _follows_who_took_all(self, held: int, taker: str) -> None:
+        """Become a replica of *taker*, where that has now what this shard had, and only that."""
+        lost = held & self.table[taker].slots
+        if (
+            lost
+            and not self._primary.slots
+            and lost == self.table[taker].slots
+            and taker != self.own.primary
+        ):
+            self.change(self.id, primary=taker)
+
+    def _hears_claims(self, sender: "Valkey", said: Peer) -> None:
         self.denied[sender.id] = self.table[sender.id].slots & ~said.slots
         newer = 0
         for peer_id, peer in [*self.table.items()]:
@@ -89,12 +139,23 @@ class Valkey:
         """An UPDATE arrives: *owner* has these slots, under a newer epoch."""
         if owner == self.id or owner not in self.table or self.table[owner].epoch > peer.epoch:
             return
-        self.change(owner, epoch=peer.epoch)
+        held = self._primary.slots
+        self.change(owner, epoch=peer.epoch, primary=None)
         older = 0
         for peer_id, known in self.table.items():
             if peer_id != owner and known.epoch < peer.epoch:
                 older |= known.slots & peer.slots
         self.bind(older | (peer.slots & ~self.bound()), owner)
+        self._follows_who_took_all(held, owner)
+
+    def takes_over(self) -> None:
+        """From its primary, under a new epoch."""
+        lost = self.own.primary
+        assert lost is not None
+        epoch = 1 + max(peer.epoch for peer in self.table.values())
+        self.change(self.id, primary=None, epoch=epoch)
+        self.follows = False
+        self.bind(self.table[lost].slots if lost in self.table else 0, self.id)
 
 
 @dataclass
@@ -118,8 +179,29 @@ class Bus:
             known = one.table.get(other.id)
             if known is not None and known.endpoint == other.endpoint:
                 other.hears(one)
+        self._copy()
 
-    def take(self, step: Step) -> None:  # noqa: C901  # one case for each kind of step
+    def _copy(self) -> None:
+        """Replicas get what is at their primary's address, whoever answers there."""
+        for one in self.valkeys.values():
+            primary = one.table.get(one.own.primary or "")
+            there = self.at(primary.endpoint) if primary is not None else None
+            one.follows = there is not None and there is not one and there.admits
+            if there is not None and one.follows:
+                one.data = there.data
+
+    def elect(self, name: str) -> None:
+        """Have a replica take over by a vote, if its primary is away and most others can vote."""
+        one = self.valkeys[name]
+        lost = one.own.primary
+        living = {each.id for each in self.valkeys.values()}
+        if lost is None or lost in living or lost not in one.table:
+            return
+        voters = {peer_id for peer_id, peer in one.table.items() if peer.slots}
+        if 2 * len(voters & living) > len(voters):
+            one.takes_over()
+
+    def take(self, step: Step) -> None:  # noqa: C901, PLR0912  # one case for each kind of step
         """Do it as a Valkey would.
 
         Raises:
@@ -147,6 +229,25 @@ class Bus:
                 if share & valkey.bound():
                     raise Refused(step)
                 valkey.bind(share, valkey.id)
+            case Replicate(primary=primary):
+                known = valkey.table.get(primary)
+                idle = valkey.own.primary is not None or not (valkey.own.slots or valkey.data)
+                if not idle or known is None or known.primary is not None or not known.met:
+                    raise Refused(step)
+                valkey.change(valkey.id, primary=primary, epoch=known.epoch, slots=0)
+            case TakeOver():
+                if valkey.own.primary is None:
+                    raise Refused(step)
+                valkey.takes_over()
+            case Admit():
+                valkey.admits = True
+            case Clear():
+                valkey.data = frozenset()
+            case Reset():
+                if valkey.own.primary is None:
+                    raise Refused(step)
+                own = replace(valkey.own, primary=None, slots=0)
+                valkey.table, valkey.data, valkey.follows = {valkey.id: own}, frozenset(), False
             case _:
                 raise AssertionError(step)
 

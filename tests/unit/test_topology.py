@@ -4,31 +4,32 @@ import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkeep_operator import slots
-from embedkeep_operator.topology import (
+from embedkeep_operator.cluster import (
     Assign,
+    Clear,
     Endpoint,
     Forget,
     Meet,
     Peer,
-    Plan,
-    Reason,
     SetEpoch,
+    TakeOver,
     Unbind,
     View,
-    evened,
-    plan,
+    Wanted,
 )
+from embedkeep_operator.topology import Plan, Reason, evened, plan
 from support.valkey_bus import BLOCKS, Bus, Valkey
 
 TROUBLED = 12
 """Looks during which half of all pings are lost, and whoever takes the steps is often killed."""
-CALM = 12
+CALM = 20
 """Looks after them, within which every state must be whole."""
 
 
@@ -45,18 +46,25 @@ class Case:
     """A state, and what happens while it is mended."""
 
     bus: Bus
-    wanted: Mapping[str, Endpoint]
+    wanted: Mapping[str, Wanted]
     seed: int
     replaced_at: Mapping[int, str]
     """Look at which one comes back empty, with a new id, by its name."""
     reset_at: Mapping[int, str]
-    """Look at which one comes back empty, with its old id."""
+    """Look at which one comes back empty, with its old id, and knows nobody."""
+    restarted_at: Mapping[int, str]
+    """Look at which one comes back empty, and knows who it was."""
 
 
 @st.composite
 def states(draw: st.DrawFn) -> Case:
-    """Any state: who knows whom and where, who believes what of whose slots, dead ids."""
+    """Any state: who knows whom and where, whose slots and whose replica each is, dead ids.
+
+    But of the Valkeys of a shard one at most has slots.
+    """
     count = draw(st.integers(1, 4))
+    shards = [number % draw(st.integers(1, count)) for number in range(count)]
+    holders = {shard: shards.index(shard) for shard in shards}
     gone = [f"gone-{number}" for number in range(draw(st.integers(0, 2)))]
     ids = [f"id-{draw(st.integers(0, 999)):03}-{number}" for number in range(count)]
     valkeys = {}
@@ -70,20 +78,35 @@ def states(draw: st.DrawFn) -> Case:
             )
             for peer_id in sorted(known)
         }
+        follows = draw(st.sampled_from([None, None, *sorted(known - {own_id})]))
+        table[own_id] = replace(table[own_id], primary=follows)
+        owners = [None, *sorted(known - {own_id})]
+        if follows is None and holders[shards[number]] == number:
+            owners.append(own_id)
         for block in BLOCKS:
-            owner = draw(st.sampled_from([None, *sorted(known)]))
+            owner = draw(st.sampled_from(owners))
             if owner is not None:
                 table[owner] = replace(table[owner], slots=table[owner].slots | block)
-        valkeys[name(number)] = Valkey(id=own_id, endpoint=place(number), table=table)
+        valkeys[name(number)] = Valkey(
+            id=own_id,
+            endpoint=place(number),
+            table=table,
+            data=draw(st.sampled_from([frozenset(), frozenset({own_id})])),
+            admits=draw(st.booleans()),
+        )
     accidents = st.dictionaries(
         st.integers(0, TROUBLED - 1), st.sampled_from([*valkeys]), max_size=2
     )
     return Case(
         bus=Bus(valkeys),
-        wanted={name(number): place(number) for number in range(count)},
+        wanted={
+            name(number): Wanted(shard=shards[number], endpoint=place(number))
+            for number in range(count)
+        },
         seed=draw(st.integers(0, 2**16)),
         replaced_at=draw(accidents),
         reset_at=draw(accidents),
+        restarted_at=draw(accidents),
     )
 
 
@@ -106,6 +129,9 @@ def formed(case: Case) -> Plan:
             return todo
         before = case.bus.claims()
         _take(case.bus, todo, before, lambda: chance.random() < lost)  # noqa: B023  # called now
+        for each in case.bus.valkeys:
+            if chance.random() < lost / 4:
+                case.bus.elect(each)
         for each, claimed in before.items():
             assert case.bus.claims()[each] & claimed == claimed, "taken from a live primary"
         pairs = [*itertools.permutations(case.bus.valkeys, 2)]
@@ -123,9 +149,21 @@ def _take(bus: Bus, todo: Plan, before: Mapping[str, int], is_killed: Callable[[
             given_out |= step.slots
         if isinstance(step, Unbind):
             assert not step.slots & before[step.at], "its own"
+        if isinstance(step, Clear):
+            assert not before[step.at], "of slots of its own"
+        if isinstance(step, TakeOver):
+            _may_be_taken_over(bus, step.at)
         if is_killed():  # and with it the rest of its steps
             return
         bus.take(step)
+
+
+def _may_be_taken_over(bus: Bus, replica: str) -> None:
+    lost = bus.valkeys[replica].own.primary
+    for valkey in bus.valkeys.values():
+        if valkey.id == lost:
+            assert len(valkey.data) < len(bus.valkeys[replica].data), "taken from a live primary"
+            assert not valkey.admits
 
 
 def _accident(case: Case, look: int) -> None:
@@ -136,6 +174,8 @@ def _accident(case: Case, look: int) -> None:
     if (struck := case.reset_at.get(look)) is not None:
         old = bus.valkeys[struck]
         bus.valkeys[struck] = Valkey(id=old.id, endpoint=old.endpoint)
+    if (struck := case.restarted_at.get(look)) is not None:
+        bus.valkeys[struck] = bus.valkeys[struck].restarted()
 
 
 @settings(max_examples=120, deadline=None)
@@ -146,6 +186,13 @@ def test_every_state_becomes_one_whole_cluster(case: Case) -> None:
     assert settled == Plan(reason=Reason.SETTLED)
     claims = case.bus.claims().values()
     assert sum(claims) == slots.ALL, "each slot has exactly one owner"
+    by_shard: dict[int, list[Valkey]] = {}
+    for each, valkey in case.bus.valkeys.items():
+        by_shard.setdefault(case.wanted[each].shard, []).append(valkey)
+    for of_one in by_shard.values():
+        (primary,) = (valkey for valkey in of_one if valkey.own.primary is None)
+        assert {valkey.own.primary for valkey in of_one} <= {None, primary.id}
+        assert {valkey.data for valkey in of_one} == {primary.data}, "all hold the same"
     living = {valkey.id for valkey in case.bus.valkeys.values()}
     for valkey in case.bus.valkeys.values():
         assert {*valkey.table} == living, "the dead are forgotten, the living known"
@@ -167,12 +214,12 @@ def test_while_one_does_not_answer_nothing_is_forgotten_or_given_away(
     todo = plan(case.wanted, seen)
 
     assert todo.reason is Reason.MISSING
-    assert all(isinstance(step, SetEpoch | Meet) for step in todo.steps)
+    assert not [step for step in todo.steps if isinstance(step, Forget | Assign | Unbind)]
 
 
 def test_three_new_ones_get_epochs_of_their_own_meet_and_share_evenly() -> None:
     bus = Bus({name(number): Valkey(f"id-{number}", place(number)) for number in range(3)})
-    wanted = {each: valkey.endpoint for each, valkey in bus.valkeys.items()}
+    wanted = wanted_of(bus)
 
     first = look(bus, wanted)
     assert first.steps == (
@@ -226,7 +273,7 @@ def test_an_address_that_changed_is_set_right_before_anybody_is_forgotten() -> N
     bus.valkeys["valkey-1"].endpoint = place(8)
     bus.valkeys["valkey-1"].change("id-1", endpoint=place(8))
     bus.valkeys["valkey-0"].table["gone"] = Peer(endpoint=place(9), epoch=9, well=False)
-    wanted = {**wanted, "valkey-1": place(8)}
+    wanted = wanted_of(bus)
 
     assert look(bus, wanted) == Plan(
         reason=Reason.MEETING, steps=(Meet(at="valkey-0", whom=place(8)),)
@@ -274,7 +321,7 @@ def test_a_handshake_under_way_is_nobody_to_be_forgotten() -> None:
 def test_what_valkeys_settle_themselves_is_waited_for(
     claims: tuple[int, int], epochs: tuple[int, int]
 ) -> None:
-    wanted = {name(number): place(number) for number in range(2)}
+    wanted = {name(number): Wanted(shard=number, endpoint=place(number)) for number in range(2)}
     peers = {
         f"id-{number}": Peer(endpoint=place(number), epoch=epochs[number], slots=claims[number])
         for number in range(2)
@@ -290,6 +337,194 @@ def test_a_cluster_that_refuses_writes_is_not_settled() -> None:
     seen["valkey-1"] = replace(seen["valkey-1"], takes_writes=False)
 
     assert plan(wanted, seen) == Plan(reason=Reason.OPENING)
+
+
+class Fate(Enum):
+    """What becomes of a Valkey that is killed."""
+
+    SAME = "comes back as who it was"
+    NEW_ID = "comes back under another id at its address"
+    NEW_PLACE = "comes back under another id at another address"
+
+
+def strike(bus: Bus, wanted: dict[str, Wanted], struck: str, fate: Fate) -> None:
+    old = bus.valkeys[struck]
+    match fate:
+        case Fate.SAME:
+            bus.valkeys[struck] = old.restarted()
+        case Fate.NEW_ID:
+            bus.valkeys[struck] = Valkey(f"new-{old.id}", old.endpoint)
+        case Fate.NEW_PLACE:
+            moved = place(old.endpoint.port - 7000 + 50)
+            bus.valkeys[struck] = Valkey(f"new-{old.id}", moved)
+            wanted[struck] = replace(wanted[struck], endpoint=moved)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    count=st.integers(1, 3),
+    replicas=st.integers(1, 2),
+    fates=st.lists(st.sampled_from(Fate), min_size=3, max_size=3),
+    struck=st.lists(st.integers(0, 2), min_size=3, max_size=3),
+    seed=st.integers(0, 2**16),
+)
+def test_what_one_valkey_of_a_shard_holds_outlives_the_death_of_another(
+    count: int, replicas: int, fates: list[Fate], struck: list[int], seed: int
+) -> None:
+    """One of each shard dies at the same time, primary or replica, and comes back in any way."""
+    bus, wanted = whole(count, replicas=replicas)
+    held = stored(bus, wanted)
+    chance = random.Random(seed)
+    for shard in range(count):
+        each = name(shard * (1 + replicas) + struck[shard] % (1 + replicas))
+        strike(bus, wanted, each, fates[shard])
+
+    for _ in range(CALM):
+        pairs = [pair for pair in itertools.permutations(wanted, 2) if chance.random() < 0.7]
+        chance.shuffle(pairs)
+        bus.gossip(pairs)
+        if chance.random() < 0.3:
+            bus.elect(name(chance.randrange(len(wanted))))
+        todo = look(bus, wanted)
+        take_all(bus, todo)
+    settle(bus, wanted)
+
+    for each, valkey in bus.valkeys.items():
+        assert valkey.data == held[wanted[each].shard]
+
+
+def test_two_shards_with_replicas_are_formed_with_a_primary_each() -> None:
+    bus, _ = whole(2, replicas=1)
+
+    assert [each.own.primary for each in bus.valkeys.values()] == [None, "id-0", None, "id-2"]
+    assert [each.own.slots.bit_count() for each in bus.valkeys.values()] == [8192, 0, 8192, 0]
+    assert all(each.admits for each in bus.valkeys.values()), "whoever may have to take over"
+
+
+def test_a_primary_that_came_back_becomes_a_replica_of_the_one_that_took_over() -> None:
+    bus, wanted = whole(1, replicas=1)
+    stored(bus, wanted)
+    strike(bus, wanted, "valkey-0", Fate.NEW_PLACE)
+    bus.gossip([])
+
+    first = look(bus, wanted)
+    assert TakeOver(at="valkey-1") in first.steps, "nobody else could vote"
+    take_all(bus, first)
+    settle(bus, wanted)
+
+    assert bus.valkeys["valkey-0"].own.primary == "id-1"
+    assert {*bus.valkeys["valkey-1"].table} == {"id-1", "new-id-0"}
+
+
+def test_an_empty_primary_gives_no_copies_to_a_replica_that_holds_more() -> None:
+    """It is the same one at the same address: nobody has missed it."""
+    bus, wanted = whole(1, replicas=1)
+    held = stored(bus, wanted)
+    strike(bus, wanted, "valkey-0", Fate.SAME)
+    bus.gossip(itertools.permutations(wanted, 2))
+
+    assert look(bus, wanted) == Plan(reason=Reason.TAKING_OVER, steps=(TakeOver(at="valkey-1"),))
+    take_all(bus, look(bus, wanted))
+    settle(bus, wanted)
+    assert {valkey.data for valkey in bus.valkeys.values()} == {held[0]}
+
+
+def test_of_several_replicas_the_one_that_holds_most_takes_over() -> None:
+    bus, wanted = whole(1, replicas=2)
+    stored(bus, wanted)
+    bus.valkeys["valkey-1"].data = frozenset()
+    strike(bus, wanted, "valkey-0", Fate.NEW_PLACE)
+    bus.gossip([])
+
+    assert TakeOver(at="valkey-2") in look(bus, wanted).steps
+
+
+@pytest.mark.parametrize(
+    ("count", "replicas", "answers"),
+    [(1, 1, False), (1, 2, True), (2, 1, True), (3, 1, False)],
+    ids=["it may be us who are cut off", "most miss it", "no majority can vote", "others vote"],
+)
+def test_where_the_dead_may_be_alive_elsewhere_a_replica_takes_over_if_most_miss_it(
+    count: int,
+    replicas: int,
+    answers: bool,  # noqa: FBT001 - pytest gives it by name
+) -> None:
+    bus, wanted = whole(count, replicas=replicas)
+    del bus.valkeys["valkey-0"]
+    bus.gossip([])
+
+    todo = look(bus, wanted)
+
+    assert todo.reason is Reason.MISSING
+    assert [type(step) for step in todo.steps] == ([TakeOver] if answers else [])
+
+
+def test_a_replica_whose_primary_is_well_takes_nothing_over() -> None:
+    bus, wanted = whole(2, replicas=1)
+    del bus.valkeys["valkey-0"]  # does not answer us, but others
+
+    assert look(bus, wanted) == Plan(reason=Reason.MISSING)
+
+
+def test_one_that_does_not_run_is_not_waited_for() -> None:
+    """Of each shard one that does is enough."""
+    bus, wanted = whole(2, replicas=1)
+    del bus.valkeys["valkey-0"]
+    wanted["valkey-0"] = replace(wanted["valkey-0"], endpoint=None)
+    bus.gossip([])
+
+    settle(bus, wanted)
+
+    assert bus.valkeys["valkey-1"].own.slots.bit_count() == 8192
+
+
+def test_nobody_is_forgotten_whose_replica_stands_for_it() -> None:
+    bus, wanted = whole(2, replicas=1)
+    strike(bus, wanted, "valkey-0", Fate.NEW_PLACE)
+    bus.gossip([])
+    seen = []
+    while (todo := look(bus, wanted)).reason is not Reason.SETTLED:
+        followed = {valkey.own.primary for valkey in bus.valkeys.values()}
+        assert not [step for step in todo.steps if isinstance(step, Forget) and step.id in followed]
+        seen.append(todo.reason)
+        take_all(bus, todo)
+        bus.gossip(itertools.permutations(bus.valkeys, 2))
+
+    assert Reason.FORGETTING in seen
+
+
+def test_a_shard_that_is_gone_gets_its_slots_back_empty() -> None:
+    bus, wanted = whole(2, replicas=1)
+    lost = bus.valkeys["valkey-0"].own.slots
+    held = stored(bus, wanted)
+    for each in ("valkey-0", "valkey-1"):
+        strike(bus, wanted, each, Fate.NEW_PLACE)
+    bus.gossip([])
+
+    settle(bus, wanted)
+
+    assert bus.valkeys["valkey-0"].own.slots == lost
+    assert bus.valkeys["valkey-1"].own.primary == bus.valkeys["valkey-0"].id
+    assert bus.valkeys["valkey-3"].data == held[1]
+
+
+def test_a_copy_is_made_only_of_a_primary_all_of_whose_replicas_are_known() -> None:
+    """One that does not answer now may hold what this one has lost."""
+    bus, wanted = whole(1, replicas=1)
+    strike(bus, wanted, "valkey-0", Fate.SAME)
+    del bus.valkeys["valkey-1"]
+
+    assert look(bus, wanted) == Plan(reason=Reason.MISSING)
+
+
+def test_slots_of_two_primaries_of_one_shard_are_not_ours_to_move() -> None:
+    bus, wanted = whole(2)
+    wanted = {each: replace(one, shard=0) for each, one in wanted.items()}
+
+    todo = look(bus, wanted)
+    take_all(bus, todo)
+
+    assert look(bus, wanted) == Plan(reason=Reason.SPLIT)
 
 
 def test_one_alone_gets_all_slots() -> None:
@@ -311,14 +546,37 @@ def test_more_is_shared_so_that_sums_are_as_even_as_they_can_be(
         assert max(given_to) - min(sums) <= 1
 
 
-def whole(count: int) -> tuple[Bus, dict[str, Endpoint]]:
-    """A settled cluster."""
-    bus = Bus({name(number): Valkey(f"id-{number}", place(number)) for number in range(count)})
-    wanted = {each: valkey.endpoint for each, valkey in bus.valkeys.items()}
-    while (todo := look(bus, wanted)).reason is not Reason.SETTLED:
-        take_all(bus, todo)
-        bus.gossip(itertools.permutations(wanted, 2))
+def wanted_of(bus: Bus, *, replicas: int = 0) -> dict[str, Wanted]:
+    """Those that there are; with *replicas*, each so many together are a shard."""
+    return {
+        each: Wanted(shard=number // (1 + replicas), endpoint=valkey.endpoint)
+        for number, (each, valkey) in enumerate(bus.valkeys.items())
+    }
+
+
+def whole(count: int, *, replicas: int = 0) -> tuple[Bus, dict[str, Wanted]]:
+    """A settled cluster of so many shards."""
+    total = count * (1 + replicas)
+    bus = Bus({name(number): Valkey(f"id-{number}", place(number)) for number in range(total)})
+    wanted = wanted_of(bus, replicas=replicas)
+    settle(bus, wanted)
     return bus, wanted
+
+
+def settle(bus: Bus, wanted: Mapping[str, Wanted]) -> None:
+    for _ in range(CALM):
+        if (todo := look(bus, wanted)).reason is Reason.SETTLED:
+            return
+        take_all(bus, todo)
+        bus.gossip(itertools.permutations(bus.valkeys, 2))
+    raise AssertionError("not settled in the end")
+
+
+def stored(bus: Bus, wanted: Mapping[str, Wanted]) -> dict[int, frozenset[str]]:
+    """Something in each Valkey, by shard."""
+    for each, valkey in bus.valkeys.items():
+        valkey.data = frozenset({f"of shard {wanted[each].shard}"})
+    return {each.shard: bus.valkeys[name].data for name, each in wanted.items()}
 
 
 def take_all(bus: Bus, todo: Plan) -> None:
@@ -326,5 +584,5 @@ def take_all(bus: Bus, todo: Plan) -> None:
         bus.take(step)
 
 
-def look(bus: Bus, wanted: Mapping[str, Endpoint]) -> Plan:
+def look(bus: Bus, wanted: Mapping[str, Wanted]) -> Plan:
     return plan(wanted, {each: valkey.view() for each, valkey in bus.valkeys.items()})

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from embedkeep_operator.cluster import Wanted
 from embedkeep_operator.local.supervisor import Event
-from embedkeep_operator.topology import Endpoint, Reason, plan
+from embedkeep_operator.topology import Reason, plan
 from embedkeep_operator.valkeys import Valkeys
 
 PROCESS: Final = "cluster"
@@ -29,7 +30,7 @@ class Forming:
 
     def __init__(
         self,
-        wanted: Mapping[str, Endpoint],
+        wanted: Mapping[str, Wanted],
         password: str,
         *,
         on_change: Callable[[], None],
@@ -94,7 +95,8 @@ class Forming:
         was_whole, self.reason = self.reason is Reason.SETTLED, reason
         if reason is Reason.SETTLED:
             took_s = time.monotonic() - self._since_s
-            self._tell(f"whole after {took_s:.1f} s: {len(self._wanted)} shards serve all slots")
+            shards = len({each.shard for each in self._wanted.values()})
+            self._tell(f"whole after {took_s:.1f} s: {shards} shards serve all slots")
         elif was_whole:
             self._since_s = time.monotonic()
             self._tell(f"not whole: {self.standing}", bad=True)

@@ -17,6 +17,7 @@ from embedkeep.runs import NodePorts, Ports, numbered
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.api_nodes import Nodes
 from embedkeep_operator.api_nodes import Ports as WantedPorts
+from embedkeep_operator.cluster import Endpoint, Wanted
 from embedkeep_operator.local.certificate import way_in
 from embedkeep_operator.local.ports import HOST, choose_ports
 from embedkeep_operator.local.programs import find_valkey, programs
@@ -31,7 +32,6 @@ from embedkeep_operator.render import (
     server_tls,
 )
 from embedkeep_operator.render_valkey import CLUSTER_FILE, own_lines, valkey_config
-from embedkeep_operator.topology import Endpoint
 
 DRAIN_S: Final = 5.0
 """How long calls in flight may finish: somebody waits at the terminal."""
@@ -46,7 +46,7 @@ class Prepared:
 
     programs: tuple[Program, ...]
     ports: Ports
-    valkeys: Mapping[str, Endpoint]
+    valkeys: Mapping[str, Wanted]
     """Those that are to form a cluster, by name. Empty: there is one, which is none."""
     password: str = field(repr=False)
     """Theirs."""
@@ -156,11 +156,11 @@ class _Configs:
             for old in self.folder.glob(pattern):
                 old.unlink(missing_ok=True)
 
-    def valkeys(self) -> dict[str, Endpoint]:
-        """Where those of a cluster find each other, by name. Empty: there is one, which is none."""
+    def valkeys(self) -> dict[str, Wanted]:
+        """Those of a cluster by name. Empty: there is one, which is none."""
         return {
-            name: Endpoint(host=HOST, port=at.valkey, bus_port=at.bus)
-            for name, at in self._each("valkey")
+            name: Wanted(shard=shard, endpoint=Endpoint(host=HOST, port=at.valkey, bus_port=at.bus))
+            for shard, (name, at) in enumerate(self._each("valkey"))
             if at.bus is not None
         }
 
