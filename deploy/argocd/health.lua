@@ -24,17 +24,14 @@ local function is(kind, wanted)
   return conditions[kind] ~= nil and conditions[kind].status == wanted
 end
 
--- What a person must mend comes before what may pass by itself.
-for _, kind in ipairs({"Stalled", "Degraded"}) do
-  if is(kind, "True") then
-    return answer("Degraded", conditions[kind].message)
+-- The first that holds. While pods are replaced a cache is Degraded and Reconciling at once: that is
+-- progress, as it is for a Deployment, until somebody must act (Stalled).
+for _, said in ipairs({
+  {"Stalled", "Degraded"}, {"Reconciling", "Progressing"}, {"Degraded", "Degraded"}, {"Ready", "Healthy"},
+}) do
+  if is(said[1], "True") then
+    return answer(said[2], conditions[said[1]].message)
   end
-end
-if is("Reconciling", "True") then
-  return answer("Progressing", conditions.Reconciling.message)
-end
-if is("Ready", "True") then
-  return answer("Healthy", conditions.Ready.message)
 end
 if conditions.Ready ~= nil then
   return answer("Progressing", conditions.Ready.message)

@@ -85,7 +85,7 @@ def test_the_definition_is_the_one_in_crds() -> None:
         ({"image": {"repo": "x"}}, "repo"),
         ({"replicas": "two"}, "replicas"),
         ({"replicas": -1}, "replicas"),
-        ({"logFormat": "xml"}, "logFormat"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
         ({"image": {"digest": "sha256:12"}}, "digest"),
         ({"scope": {"namespaces": ["Not A Label"]}}, "namespaces"),
         ({"prometheus": {"main": "prometheus:9090"}}, "prometheus"),
@@ -142,7 +142,7 @@ def test_secrets_are_neither_listed_nor_watched_nor_deleted() -> None:
     rules = _one(helm.template(), ("ClusterRole", "embedkeep-system:embedkeep"))["rules"]
 
     assert [rule["verbs"] for rule in rules if "secrets" in rule["resources"]] == [
-        ["create", "get", "patch"]
+        ["create", "get"]
     ]
 
 
@@ -172,7 +172,7 @@ def test_settings_reach_the_operator_as_flags() -> None:
         scope={"namespaces": ["a", "b"]},
         images={"node": "mirror/node:1", "pullSecrets": ["mirror"]},
         prometheus={"main": "http://prometheus:9090"},
-        logFormat="text",
+        clusterDomain="example.org",
         extraArgs=["--more"],
     )
     version = yaml.safe_load((helm.CHART / "Chart.yaml").read_text())["appVersion"]
@@ -184,14 +184,14 @@ def test_settings_reach_the_operator_as_flags() -> None:
         "--lease-namespace=$(POD_NAMESPACE)",
         "--lease-name=embedkeep",
         "--image-node=mirror/node:1",
-        f"--image-embedder=embedkeep/embedder:{version}",
-        f"--image-embedder-cpu=embedkeep/embedder-cpu:{version}",
+        f"--image-embedder=docker.io/embedkeep/embedder:{version}",
+        f"--image-embedder-cpu=docker.io/embedkeep/embedder-cpu:{version}",
         "--image-valkey=docker.io/valkey/valkey:9",
         "--image-pull-secret=mirror",
         "--prometheus=main=http://prometheus:9090",
+        "--cluster-domain=example.org",
         "--metrics-port=9090",
         "--health-port=8081",
-        "--log-format=text",
         "--more",
     ]
 

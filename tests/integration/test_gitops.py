@@ -92,6 +92,12 @@ CASES = {
             message="no embedder: only hits are answered",
         ),
     ),
+    "answering, while its pods are replaced": (
+        a_cache(
+            READY, ("Degraded", "True", "2 of 3 nodes"), ("Reconciling", "True", "replacing pods")
+        ),
+        Verdict(kstatus="InProgress", argocd="Progressing", message="replacing pods"),
+    ),
     "in need of somebody": (
         a_cache(
             NOT_READY, ("Stalled", "True", "the image cannot be pulled: mend spec.nodes.image")

@@ -5,11 +5,7 @@
   verbs: [get, list, watch]
 - apiGroups: [embedkeep.dev]
   resources: [embeddingcaches/status]
-  verbs: [get, patch]
-# Where the API server checks whose owner references block a deletion, as OpenShift's does.
-- apiGroups: [embedkeep.dev]
-  resources: [embeddingcaches/finalizers]
-  verbs: [update]
+  verbs: [patch]
 # What it makes, mends and takes away.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts, services]
@@ -29,22 +25,26 @@
 # Made once, never listed or watched: names differ by EmbeddingCache, so RBAC cannot name them.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [create, get, patch]
+  verbs: [create, get]
 # Pods are looked at, and deleted one by one where a StatefulSet's template is new (OnDelete).
 - apiGroups: [""]
   resources: [pods]
   verbs: [delete, get, list, watch]
-- apiGroups: ["", events.k8s.io]
+# What has befallen pods and workloads is read; what the operator has to say is written.
+- apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
 {{- if .Values.rbac.monitoring }}
 - apiGroups: [monitoring.coreos.com]
   resources: [prometheusrules, servicemonitors]
-  verbs: [create, delete, get, patch]
+  verbs: [create, delete, get, list, patch]
 {{- end }}
 {{- if .Values.rbac.certificates }}
 - apiGroups: [cert-manager.io]
   resources: [certificates]
-  verbs: [create, delete, get, patch]
+  verbs: [create, delete, get, list, patch]
 {{- end }}
 {{- end -}}
