@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from embedkeep_operator.counts import Counts, counts, total
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, Sums, counts, rates, read, total
+from embedkeep_operator.local.observe import Sums, rates, read
 from embedkeep_operator.local.supervisor import Event
 
 NODE = """\

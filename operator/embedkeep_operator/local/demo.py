@@ -28,7 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 from embedkeep import AsyncClient, EmbedKeepError, Source
-from embedkeep_operator.local.observe import read, total
+from embedkeep_operator.counts import total
+from embedkeep_operator.local.observe import read
 from embedkeep_operator.local.replay import IN_FLIGHT, Tally, replay, sample
 from embedkeep_operator.local.runner import Local, Running
 

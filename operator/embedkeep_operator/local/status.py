@@ -17,8 +17,9 @@ from rich.text import Text
 from embedkeep.errors import EmbedKeepError, Unavailable
 from embedkeep.runs import Run, default_root, find, numbered
 from embedkeep.v1 import cache_pb2
+from embedkeep_operator.counts import Counts, total
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, read, total
+from embedkeep_operator.local.observe import read
 from embedkeep_operator.local.probes import loopback_channel
 
 INFO_TIMEOUT_S: Final = 2.0

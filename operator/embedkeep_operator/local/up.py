@@ -12,8 +12,9 @@ import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from embedkeep_operator.counts import Counts
 from embedkeep_operator.local import view
-from embedkeep_operator.local.observe import Counts, Sums, rates, read
+from embedkeep_operator.local.observe import Sums, rates, read
 from embedkeep_operator.local.output import Output
 from embedkeep_operator.local.runner import Local, Running
 from embedkeep_operator.local.supervisor import Event

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from embedkeep_operator.local.observe import Counts
+from embedkeep_operator.counts import Counts
 from embedkeep_operator.local.supervisor import Child, Event, State
 
 TIERS: Final = {
