@@ -129,17 +129,28 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command, and exit: 0 done, 1 failed, 2 wrong usage or not built, 130 interrupted.
-
-    Interrupted before this began, the process ends by the signal, which shells report as 130 too.
+    """Run `embedkeep`, and exit as `run` says.
 
     Args:
         arguments: None: the process's own.
     """
+    run(cli, arguments, prog_name="embedkeep")
+
+
+def run(command: click.Command, arguments: list[str] | None, *, prog_name: str) -> NoReturn:
+    """Run a command, and exit: 0 done, 1 failed, 2 wrong usage or not built, 130 interrupted.
+
+    Interrupted before this began, the process ends by the signal, which shells report as 130 too.
+
+    Args:
+        command: What runs.
+        arguments: None: the process's own.
+        prog_name: How users call it.
+    """
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see embedkeep.__main__
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        cli.main(arguments, prog_name="embedkeep", standalone_mode=False)
+        command.main(arguments, prog_name=prog_name, standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
