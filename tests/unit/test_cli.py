@@ -57,7 +57,7 @@ def test_every_command_explains_itself_with_an_example(
     assert f"embedkeep {name} " in out.partition("Example")[2]
 
 
-@pytest.mark.parametrize("name", ["operator", "bench"])
+@pytest.mark.parametrize("name", ["bench"])
 def test_what_is_not_built_says_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([name], [name, "--whatever", "x"]):
         code, _, err = run(*arguments, capsys=capsys)

@@ -4,8 +4,9 @@ Here live its frame (this module); `embed` with what it reads, writes and asks (
 `writing`, `parquet`, `asking`; `finding` and `connecting` reach a cache); what long runs add
 (`bulk`, `longrun`, `pipeline`, `journal`, `progress`); `importing` with its `pairs`,
 `langchain_store` and `sending`; `exporting`; and the commands that run one process (`processes`).
-`up` and `status` live in `embedkeep_operator.local`. Nothing imports this package but the entry
-points and tests: what a command does beyond the command line belongs elsewhere.
+`up` and `status` live in `embedkeep_operator.local`, `operator` in `embedkeep_operator.kubernetes`.
+Nothing imports this package but the entry points and tests: what a command does beyond the command
+line belongs elsewhere.
 
 The table below says which commands there are. Each is imported only when it is used: help stays
 fast, an extra that is not installed is missed by its own command alone, and what lives on the
@@ -53,7 +54,9 @@ COMMANDS: Final = {
     "node": Command("embedkeep.cli.processes:node", "Run one cache node."),
     "embedder": Command("embedkeep.cli.processes:embedder", "Run one embedder.", "embedder-cpu"),
     "predictor": Command("embedkeep.cli.processes:predictor", "Plan what to warm up."),
-    "operator": Command(None, "Run the Kubernetes operator. Not built yet."),
+    "operator": Command(
+        "embedkeep_operator.kubernetes.process:operator", "Run the Kubernetes operator.", "operator"
+    ),
     "bench": Command(None, "Measure a cache. Not built yet."),
 }
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from embedkeep_operator.cluster import Wanted
+from embedkeep_operator.forming import lead_on
 from embedkeep_operator.local.supervisor import Event
-from embedkeep_operator.topology import Reason, plan
-from embedkeep_operator.valkeys import Valkeys
+from embedkeep_operator.topology import Reason
 
 PROCESS: Final = "cluster"
 """What events name; no process has this name."""
@@ -76,17 +76,9 @@ class Forming:
 
     async def _run(self) -> None:
         while True:
-            self._become(*await self._mended())
+            led = await lead_on(self._wanted, self._password)
+            self._become(led.reason, led.detail)
             await asyncio.sleep(CALM_S if self.reason is Reason.SETTLED else EAGER_S)
-
-    async def _mended(self) -> tuple[Reason, str]:
-        """Look, take the steps, and say where it stood, with what stood in the way."""
-        async with Valkeys(self._wanted, self._password) as valkeys:
-            todo = plan(self._wanted, await valkeys.look())
-            for step in todo.steps:
-                if (refusal := await valkeys.take(step)) is not None:
-                    return todo.reason, f"{step.at}: {refusal}"
-            return todo.reason, ", ".join(f"{who}: {why}" for who, why in valkeys.silent.items())
 
     def _become(self, reason: Reason, detail: str) -> None:
         self.detail = detail

@@ -2,7 +2,7 @@
 
 Pure: one `build_*` for each owned object, from the resource and a `Context`, as lightkube's typed
 models; `build` is all of them in the order in which they are applied. Nothing here asks or tells
-the API server; `embedkeep_operator.reconcile` does. What the processes are told comes from
+the API server; `embedkeep_operator.kubernetes` does. What the processes are told comes from
 `embedkeep_operator.render`, as for `embedkeep up`.
 
 `context` says what the resource does not; `names`, `ports` and `amounts` (of memory and the like)

@@ -1,0 +1,39 @@
+"""Leads the Valkeys of one cache towards one cluster: looks, takes what steps are safe, and says.
+
+The decisions are `topology`'s, the talking is `valkeys`'.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from embedkeep_operator.cluster import View, Wanted
+from embedkeep_operator.topology import Reason, plan
+from embedkeep_operator.valkeys import Valkeys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Led:
+    """How it stood when it was looked at."""
+
+    reason: Reason
+    seen: Mapping[str, View]
+    """Those that answered, by name."""
+    detail: str = ""
+    """Who stands in the way, and how; empty: nobody does."""
+
+    @property
+    def standing(self) -> str:
+        """For people."""
+        return f"{self.reason} ({self.detail})" if self.detail else str(self.reason)
+
+
+async def lead_on(wanted: Mapping[str, Wanted], password: str) -> Led:
+    """Look once at the *wanted* Valkeys, by name, and take the steps that are safe now."""
+    async with Valkeys(wanted, password) as valkeys:
+        seen = await valkeys.look()
+        todo = plan(wanted, seen)
+        for step in todo.steps:
+            if (refusal := await valkeys.take(step)) is not None:
+                return Led(reason=todo.reason, seen=seen, detail=f"{step.at}: {refusal}")
+        silent = ", ".join(f"{who}: {why}" for who, why in valkeys.silent.items())
+        return Led(reason=todo.reason, seen=seen, detail=silent)
