@@ -4,12 +4,14 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from support.apiserver import ApiServer, NoAssets, api_server
 from support.node import Node, tapped
 from support.tap import Tap
 from support.valkey import Valkey, valkey
@@ -53,6 +55,17 @@ def pytest_asyncio_loop_factories(
 def valkey_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """A Valkey for the tests that do it no harm."""
     with valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server that nothing runs behind. Tests keep to a namespace of their own."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(api_server(tmp_path_factory.mktemp("kubernetes")))
+        except NoAssets as error:
+            pytest.skip(str(error))
         yield server
 
 

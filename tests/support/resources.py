@@ -9,7 +9,7 @@ from lightkube.core.resource import NamespacedResource
 
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.resources import Context, Images, Pods
-from embedkeep_operator.resources.context import CERTIFICATES
+from embedkeep_operator.resources.context import CERTIFICATES, RULES, SERVICE_MONITORS
 
 Json: TypeAlias = dict[str, object]
 
@@ -23,7 +23,7 @@ CONTEXT = Context(
     namespace="search",
     uid="6a1b2c3d-0000-4000-8000-000000000001",
     images=IMAGES,
-    kinds=frozenset({CERTIFICATES}),
+    kinds=frozenset({CERTIFICATES, RULES, SERVICE_MONITORS}),
     operator=Pods(
         namespace="embedkeep-system", labels={"app.kubernetes.io/name": "embedkeep-operator"}
     ),

@@ -7,7 +7,8 @@ the API server; `embedkeep_operator.kubernetes` does. What the processes are tol
 
 `context` says what the resource does not; `names`, `ports` and `amounts` (of memory and the like)
 are shared; `pods` holds what all pods have in common. The objects themselves: `nodes`, `embedder`,
-`configs`, `services`, `policies`, `security`; `objects` puts them in order.
+`predictor`, `configs`, `services`, `policies`, `security`, `monitoring`,
+`dashboard`; `objects` puts them in order.
 
 The one object that is not among those of `build` is the Secret of `security.build_auth`: what
 stands in it is random, so it is created once and never applied.

@@ -4,6 +4,7 @@ All pods of a component read the same files. What differs from pod to pod they a
 kubelet: a node's name among the members by --member, a Valkey's address by its environment.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from lightkube.resources.core_v1 import ConfigMap
 from pydantic import BaseModel
 
-from embedkeep.config import Cluster, Listen, Member
+from embedkeep.config import ClientTls, Cluster, Listen, Member, ValkeyTarget
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.render import (
     Neighbours,
@@ -22,6 +23,7 @@ from embedkeep_operator.render import (
     tls_secret,
 )
 from embedkeep_operator.render_valkey import start_script, valkey_config
+from embedkeep_operator.render_warming import predictor_config
 from embedkeep_operator.resources import ports
 from embedkeep_operator.resources.context import Context
 from embedkeep_operator.resources.names import (
@@ -33,7 +35,7 @@ from embedkeep_operator.resources.names import (
     pods_of,
     shards,
 )
-from embedkeep_operator.resources.pods import CONFIG, SECRETS
+from embedkeep_operator.resources.pods import CONFIG, SECRETS, TUNED
 from embedkeep_operator.resources.security import (
     CLUSTER_SECRET_KEY,
     PASSWORD_KEY,
@@ -42,6 +44,8 @@ from embedkeep_operator.resources.security import (
 )
 
 NODE_FILE: Final = "node.json"
+TUNED_FILE: Final = "tuned.json"
+PREDICTOR_FILE: Final = "predictor.json"
 EMBEDDER_FILE: Final = "embedder.json"
 VALKEY_FILE: Final = "valkey.conf"
 VALKEY_START: Final = "start.sh"
@@ -72,6 +76,7 @@ def node_files(resource: EmbeddingCache, context: Context) -> Mapping[str, str]:
             http=Listen(host=EVERYWHERE, port=at.http),
             metrics=Listen(host=EVERYWHERE, port=at.metrics),
             secrets=SECRETS,
+            tuned_file=TUNED / TUNED_FILE,
         ),
         Neighbours(
             embedder=f"dns:///{host_of(context, of(resource, 'embedder'))}:{ports.EMBEDDER}",
@@ -103,6 +108,26 @@ def embedder_files(resource: EmbeddingCache) -> Mapping[str, str]:
         work_dir=MODEL_CACHE / "converted" if kept else None,
     )
     return {EMBEDDER_FILE: _written(config)}
+
+
+def predictor_files(resource: EmbeddingCache, context: Context) -> Mapping[str, str] | None:
+    """Of the predictor. None: no history is kept to predict from."""
+    tls = client_tls_in(resource, context, SECRETS)
+    config = predictor_config(
+        resource,
+        [
+            ValkeyTarget(
+                host=pod_host_of(resource, context, pod),
+                port=ports.VALKEY,
+                password_file=SECRETS / auth_of(resource) / PASSWORD_KEY,
+                tls=ClientTls(ca_file=tls.ca_file, server_name=tls.server_name) if tls else None,
+            )
+            for shard in shards(resource)
+            for pod in pods_of(resource, shard)
+        ],
+        cluster_secret_file=SECRETS / auth_of(resource) / CLUSTER_SECRET_KEY,
+    )
+    return {PREDICTOR_FILE: _written(config)} if config is not None else None
 
 
 def valkey_files(resource: EmbeddingCache) -> Mapping[str, str]:
@@ -138,6 +163,20 @@ def build_valkey_config(resource: EmbeddingCache, context: Context) -> ConfigMap
 def build_embedder_config(resource: EmbeddingCache, context: Context) -> ConfigMap:
     """What embedders are told."""
     return _map(resource, context, Component.EMBEDDER, "embedder", embedder_files(resource))
+
+
+def build_tuned(resource: EmbeddingCache, context: Context) -> ConfigMap:
+    """What nodes take over while they run."""
+    said = json.dumps(dict(context.tuned), sort_keys=True) + "\n"
+    return _map(resource, context, Component.NODE, "tuned", {TUNED_FILE: said})
+
+
+def build_predictor_config(resource: EmbeddingCache, context: Context) -> ConfigMap | None:
+    """What the predictor is told. None: there is none."""
+    files = predictor_files(resource, context)
+    if files is None:
+        return None
+    return _map(resource, context, Component.PREDICTOR, "predictor", files)
 
 
 def _map(

@@ -52,3 +52,6 @@ class Context:
     """The operator's own pods, which talk to Valkeys. None: it runs outside of the cluster."""
     scrapers: tuple[Pods, ...] = ()
     """Whose Prometheus may read metrics. Empty: nobody's."""
+    tuned: Mapping[str, float] = field(default_factory=dict)
+    """Values that nodes take over while they run, by name, see `NodeConfig.tuned_file`. Empty: all
+    stay as the resource says."""

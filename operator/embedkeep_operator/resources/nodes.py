@@ -49,6 +49,7 @@ from embedkeep_operator.resources.pods import (
     LIVE,
     SCRATCH,
     SECRETS,
+    TUNED,
     apart_from_shard,
     config_volume,
     environment,
@@ -122,6 +123,7 @@ def shard_template(resource: EmbeddingCache, context: Context, shard: int) -> Po
         ],
         volumes=[
             config_volume("config", of(resource, "node")),
+            config_volume("tuned", of(resource, "tuned")),
             secrets_volume("secrets", keys_of_node(resource)),
             scratch_volume("tmp"),
             config_volume("valkey-config", of(resource, "valkey")),
@@ -164,6 +166,7 @@ def _node(resource: EmbeddingCache, context: Context, nodes: Nodes) -> Container
         terminationMessagePolicy="FallbackToLogsOnError",
         volumeMounts=[
             mounted("config", CONFIG),
+            mounted("tuned", TUNED),
             mounted("secrets", SECRETS),
             mounted("tmp", SCRATCH, writable=True),
         ],

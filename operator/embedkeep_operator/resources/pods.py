@@ -64,6 +64,8 @@ from embedkeep_operator.resources.names import (
 
 SECRETS: Final = Path("/secrets")
 CONFIG: Final = Path("/etc/embedkeep")
+TUNED: Final = Path("/etc/embedkeep-tuned")
+"""Apart, since what lies in it is no part of the template's hash."""
 SCRATCH: Final = Path("/tmp")  # noqa: S108  # a volume of the container's own
 USER: Final = 65532
 """Of no name, as in the images."""
