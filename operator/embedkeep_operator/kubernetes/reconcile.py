@@ -257,7 +257,11 @@ class Reconciler:
         return Formed(
             settled=led.reason is topology.Reason.SETTLED,
             why=led.standing,
-            primaries=frozenset(name for name, view in led.seen.items() if view.own.slots),
+            primaries=frozenset(
+                name
+                for name, view in led.seen.items()
+                if view.own.primary is None and view.own.slots
+            ),
         )
 
     async def _warnings(self, key: Key, live: Mapping[Id, Json]) -> tuple[Event, ...]:
