@@ -145,13 +145,14 @@ class Member(_Frozen):
 
 
 class Cluster(_Frozen):
-    """The nodes of a cache that has several, each beside one primary of a Valkey Cluster."""
+    """The nodes of a cache that has several, each beside one Valkey of a Valkey Cluster."""
 
     name: str | None = None
     """This node's own, among the members. None: given by who starts it, so that all nodes of a
     cache can read one file; see `as_member`."""
-    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=128)]
-    """All of them, this one too. Credentials, timeouts and ttl in `valkey` hold for each Valkey."""
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=256)]
+    """All of them, this one too. Whether the Valkey beside one is a primary or a replica may change
+    at any time. Credentials, timeouts and ttl in `valkey` hold for each Valkey."""
     tls: ClientTls | None = None
     """How nodes reach their peers. None: plain text."""
     first_sign_s: Annotated[float, Field(gt=0)] = 0.02

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedkeep.config import ValkeyTarget
+from embedkeep.config import Cluster, ValkeyTarget
 from embedkeep.errors import Unavailable
 from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.node.metrics import Metrics
@@ -46,11 +46,13 @@ def mortal(tmp_path: Path) -> Iterator[Valkeys]:
 
 
 @asynccontextmanager
-async def running(valkeys: Valkeys, poll_s: float = 0.05) -> AsyncIterator[tuple[Shards, Copies]]:
+async def running(
+    valkeys: Valkeys, poll_s: float = 0.05, *, cluster: Cluster | None = None
+) -> AsyncIterator[tuple[Shards, Copies]]:
     copies = Copies()
     shards = Shards(
         ValkeyTarget(port=valkeys["a"].port, read_timeout_s=5.0, breaker_open_s=0.05),
-        cluster_config(valkeys, "a", {}),
+        cluster or cluster_config(valkeys, "a", {}),
         shared=copies,
         metrics=Metrics(),
         poll_s=poll_s,
@@ -94,6 +96,21 @@ async def test_entries_of_all_shards_are_deleted_together(whole: Valkeys) -> Non
         await shards.delete(KEYS[:-1])
 
         assert await stored(shards, KEYS) == [None] * (len(KEYS) - 1) + [1]
+
+
+async def test_valkeys_are_known_by_the_names_that_they_announce(tmp_path: Path) -> None:
+    """As in pods, whose addresses change with each restart."""
+    with valkey_cluster(tmp_path, "--cluster-announce-hostname", "localhost") as valkeys:
+        cluster = cluster_config(valkeys, "a", {})
+        named = [
+            member.model_copy(update={"valkey_host": "localhost"}) for member in cluster.members
+        ]
+        async with running(
+            valkeys, cluster=cluster.model_copy(update={"members": tuple(named)})
+        ) as (shards, _):
+            await until(lambda: all_open(shards))
+
+            assert {shards.owner(key) for key in KEYS} == set(NAMES)
 
 
 async def test_each_valkey_holds_a_copy_of_what_is_shared_in_a_slot_of_its_own(

@@ -27,10 +27,15 @@ NAMES = ("a", "b", "c")
 
 
 class Valkeys:
-    """Started primaries by name, that share the slots out in their order."""
+    """Started Valkeys by name, the primaries first, that share the slots out in their order.
 
-    def __init__(self, servers: dict[str, Valkey]) -> None:
+    Args:
+        shards: How many primaries there were at first; of one named a the replicas are a1, a2 ...
+    """
+
+    def __init__(self, servers: dict[str, Valkey], shards: int) -> None:
         self.servers = servers
+        self._shards = shards
 
     def __getitem__(self, name: str) -> Valkey:
         return self.servers[name]
@@ -52,8 +57,17 @@ class Valkeys:
 
     def where(self, key: bytes) -> str:
         """The same as shares were given out at first, without asking."""
-        share = -(-SLOTS // len(self.servers))
+        share = -(-SLOTS // self._shards)
         return list(self.servers)[slot_of(key) // share]
+
+    def is_copied(self, name: str) -> bool:
+        """The replica *name* is in step with its primary."""
+        return "master_link_status:up" in _said(self[name], "INFO", "replication")
+
+    def is_primary(self, name: str) -> bool:
+        """It says so, and has slots."""
+        _, _, flags, _, _, _, _, _, *held = _own_line(self[name]).split()
+        return "master" in flags and bool(held)
 
     def move(self, first: int, last: int, *, source: str, target: str) -> None:
         """Have *source* hand these slots to *target*, entries and all, and see it done."""
@@ -74,12 +88,13 @@ GET_MIGRATIONS = ("CLUSTER", "GETSLOTMIGRATIONS")
 
 @contextmanager
 def valkey_cluster(
-    folder: Path, *arguments: str, names: tuple[str, ...] = NAMES
+    folder: Path, *arguments: str, names: tuple[str, ...] = NAMES, replicas: int = 0
 ) -> Iterator[Valkeys]:
     """A whole cluster, killed at the end."""
     with ExitStack() as stack:
         servers: dict[str, Valkey] = {}
-        for name in names:
+        copies = {f"{name}{number + 1}": name for number in range(replicas) for name in names}
+        for name in (*names, *copies):
             (folder / name).mkdir()
             server = servers[name] = Valkey(
                 folder / name,
@@ -88,20 +103,27 @@ def valkey_cluster(
                 "--cluster-require-full-coverage", "no",
                 "--cluster-allow-reads-when-down", "yes",
                 "--cluster-node-timeout", "1000",
+                "--cluster-allow-replica-migration", "no",
+                "--repl-diskless-sync-delay", "0",
                 *arguments,
             )  # fmt: skip
             server.start()
             stack.callback(server.kill)
-        valkeys = Valkeys(servers)
+        valkeys = Valkeys(servers, len(names))
         first, *others = servers.values()
-        share = -(-SLOTS // len(servers))
-        for at, server in enumerate(servers.values()):
-            own = (at * share, min((at + 1) * share, SLOTS) - 1)
-            server.run(("CLUSTER", "SET-CONFIG-EPOCH", at + 1), ("CLUSTER", "ADDSLOTSRANGE", *own))
+        share = -(-SLOTS // len(names))
+        for at, (name, server) in enumerate(servers.items()):
+            server.run(("CLUSTER", "SET-CONFIG-EPOCH", at + 1))
+            if name in names:
+                own = (at * share, min((at + 1) * share, SLOTS) - 1)
+                server.run(("CLUSTER", "ADDSLOTSRANGE", *own))
         for server in others:
             bus = server.arguments[server.arguments.index("--cluster-port") + 1]
             first.run(("CLUSTER", "MEET", "127.0.0.1", server.port, bus))
         valkeys.until(lambda: all(map(_whole, servers.values())))
+        for name, of in copies.items():
+            servers[name].run(("CLUSTER", "REPLICATE", valkeys.ids()[of]))
+        valkeys.until(lambda: all(valkeys.is_copied(name) for name in copies))
         yield valkeys
 
 
@@ -129,6 +151,10 @@ def _whole(server: Valkey) -> bool:
     assert isinstance(reply, list)
     owned = sum(last + 1 - first for first, last, *_ in reply)
     return owned == SLOTS and "cluster_state:ok" in _said(server, "CLUSTER", "INFO")
+
+
+def _own_line(server: Valkey) -> str:
+    return next(line for line in _said(server, "CLUSTER", "NODES").splitlines() if "myself" in line)
 
 
 def _said(server: Valkey, *command: str) -> str:

@@ -29,6 +29,15 @@ def primary(name: str, *, endpoint: object = "", **metadata: str) -> list[object
     ]
 
 
+PRIMARY: list[object] = [b"master", 77, []]
+"""What ROLE is answered with."""
+
+
+def said(*ranges: list[object], epoch: int = 1, role: Sequence[object] = PRIMARY) -> list[object]:
+    """Replies to `LOOK`."""
+    return [list(ranges), b"cluster_state:ok\r\ncluster_my_epoch:%d\r\n" % epoch, list(role)]
+
+
 def a_range(first: int, last: int, owner: str | None) -> Range:
     return Range(first=first, last=last, owner=owner)
 
@@ -86,6 +95,44 @@ def test_what_a_valkey_says_of_itself_counts_more_than_what_others_have_heard(
             assert owner == told_of(slot, theirs)  # the newer has heard better
 
 
+@given(mine=partitions(), theirs=partitions(), slot=st.integers(0, SLOTS - 1))
+def test_of_two_that_claim_a_slot_the_one_with_the_later_epoch_has_it(
+    mine: list[Range], theirs: list[Range], slot: int
+) -> None:
+    """However new the view of one is that a replica has taken over from, and that goes on."""
+    views = [
+        View(teller="a", ranges=tuple(mine), epoch=7),
+        View(teller="b", ranges=tuple(theirs), epoch=3),
+    ]
+
+    owner = SlotMap(NAMES, views).owner(key_in(slot))
+
+    if slot in views[0].own:
+        assert owner == "a"
+    elif slot in views[1].own:
+        assert owner == "b"
+
+
+@pytest.mark.parametrize(
+    ("role", "is_replica", "replicas"),
+    [
+        (PRIMARY, False, 0),
+        ([b"master", 9, [[b"10.0.0.1", b"6379", b"9"], [b"10.0.0.2", b"6379", b"9"]]], False, 2),
+        ([b"slave", b"10.0.0.1", 6379, b"connected", 9], True, 0),
+    ],
+)
+def test_a_view_tells_whose_copies_there_are(
+    role: list[object],
+    is_replica: bool,  # noqa: FBT001 - pytest gives it by name
+    replicas: int,
+) -> None:
+    told = said([0, 5, primary("b"), primary("c")], epoch=4, role=role)
+
+    view = read_view(told, teller="b", members=MEMBERS)
+
+    assert (view.epoch, view.is_replica, view.replicas) == (4, is_replica, replicas)
+
+
 @given(partitions())
 def test_a_copy_lies_in_a_slot_of_its_own_valkey_wherever_that_has_one(
     ranges: list[Range],
@@ -124,7 +171,7 @@ def test_a_name_that_is_at_home_needs_no_tag() -> None:
 )
 def test_a_primary_is_known_by_any_of_its_addresses(told: Sequence[object]) -> None:
     view = read_view(
-        [[0, 5, told, primary("c")], [6, 9, primary("a")]], teller="a", members=MEMBERS
+        said([0, 5, told, primary("c")], [6, 9, primary("a")]), teller="a", members=MEMBERS
     )
 
     assert view.ranges == (a_range(0, 5, "b"), a_range(6, 9, "a"))
@@ -135,27 +182,27 @@ def test_a_primary_is_known_by_any_of_its_addresses(told: Sequence[object]) -> N
 def test_a_valkey_that_does_not_know_its_own_address_is_the_one_that_was_asked(
     endpoint: object,
 ) -> None:
-    view = read_view([[0, 5, primary("b", endpoint=endpoint)]], teller="b", members=MEMBERS)
+    view = read_view(said([0, 5, primary("b", endpoint=endpoint)]), teller="b", members=MEMBERS)
 
     assert view.ranges == (a_range(0, 5, "b"),)
 
 
 def test_slots_of_a_stranger_belong_to_no_member() -> None:
-    view = read_view([[3, 5, [b"10.9.9.9", 7000, b"id"]]], teller="a", members=MEMBERS)
+    view = read_view(said([3, 5, [b"10.9.9.9", 7000, b"id"]]), teller="a", members=MEMBERS)
 
     assert view.strangers == {"10.9.9.9:7000"}
     assert SlotMap(NAMES, [view]).owner(key_in(4)) is None
 
 
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.binary(max_size=5),
-        lambda inner: st.lists(inner, max_size=4),
-    )
+ANYTHING = st.recursive(
+    st.none() | st.integers() | st.binary(max_size=5), lambda inner: st.lists(inner, max_size=4)
 )
-def test_any_other_answer_is_told_from_a_view(reply: object) -> None:
+
+
+@given(st.tuples(ANYTHING, ANYTHING, ANYTHING | st.just(PRIMARY)))
+def test_any_other_answer_is_told_from_a_view(replies: tuple[object, ...]) -> None:
     try:
-        view = read_view(reply, teller="a", members=MEMBERS)
+        view = read_view(replies, teller="a", members=MEMBERS)
     except InvalidResponse:
         return
     assert all(0 <= each.first <= each.last < SLOTS for each in view.ranges)

@@ -98,7 +98,8 @@ class Metrics:
         self.entries = Gauge(
             "embedkeep_entries",
             "Entries held; in Valkey all its keys, with up to three of the nodes' own, and 19 of "
-            "each tenant whose history is kept.",
+            "each tenant whose history is kept. What a replica holds is its primary's, and is "
+            "counted as tier replica.",
             ["tier"],
             registry=registry,
         )

@@ -3,7 +3,9 @@
 Each Valkey keeps its own connections and its own breaker, so that a dead one shuts only itself.
 Each also keeps a copy of what the nodes share, in a slot of its own, and opens only once that copy
 was merged: whichever Valkeys a node can reach, it has heard what was forgotten in any of them. The
-numbers in it only grow, so copies never conflict.
+numbers in it only grow, so copies never conflict. A replica has its primary's copy, and no slot of
+its own to keep one in; what all must know is known only once the replicas have it too, since each
+of them may be a primary the next moment.
 
 A redirection (MOVED, ASK) is a miss and never followed: it makes the node look anew who owns what.
 """
@@ -15,13 +17,14 @@ from typing import Final, Protocol
 
 import structlog
 
+from embedkeep import config
 from embedkeep.config import Cluster, ValkeyTarget
 from embedkeep.errors import InvalidResponse, Retryable, Unavailable
 from embedkeep.keys import Key
 from embedkeep.node.commands import Found, merged
 from embedkeep.node.connection import Command, Reply
 from embedkeep.node.metrics import Metrics
-from embedkeep.node.slots import SlotMap, View, read_view
+from embedkeep.node.slots import LOOK, SlotMap, View, read_view
 from embedkeep.node.tier import Member, ValkeyTier
 from embedkeep.node.tiers import Run
 from embedkeep.records import Entry
@@ -67,9 +70,8 @@ class Shards:
         self._tiers: dict[str, ValkeyTier] = {}
         for member in cluster.members:
             own = member.name == cluster.name
-            there = {"host": member.valkey_host, "port": member.valkey_port}
             self._tiers[member.name] = ValkeyTier(
-                target if own else target.model_copy(update=there),
+                _target(target, member, own=own),
                 shared=_Copy(member.name, cluster, shared=shared, of=self),
                 metrics=metrics,
                 poll_s=poll_s,
@@ -200,7 +202,7 @@ class Shards:
             Unavailable: Some could not be told; they are as soon as they can be.
         """
         ended = await asyncio.gather(
-            *(tier.share() for tier in self._tiers.values()), return_exceptions=True
+            *(self._share(name) for name in self._tiers), return_exceptions=True
         )
         untold = _failed(dict(zip(self._tiers, ended, strict=True)))
         if untold:
@@ -210,6 +212,19 @@ class Shards:
                 "told when it is back",
                 retry_after_s=1.0,
             ) from next(iter(untold.values()))
+        replicas = sum(view.is_replica for view in self._views.values())
+        copied = sum(count for count in ended if isinstance(count, int))
+        if copied < replicas:
+            raise Unavailable(
+                f"done on this node and in all primaries, where the other nodes find it; not yet"
+                f" in {replicas - copied} of {replicas} replicas, which may take over without it",
+                retry_after_s=1.0,
+            )
+
+    async def _share(self, name: str) -> int:
+        """Sync with one now; how many replicas of it have seen it too."""
+        await self._tiers[name].share()
+        return await self._tiers[name].copied(self._views[name].replicas)
 
     def learn(self, view: View) -> None:
         """A Valkey has told who owns what."""
@@ -294,13 +309,25 @@ class _Copy:
         return await self._shared.sync(run, here) if view.own else None
 
     async def _look(self, run: Run) -> View:
-        (reply,) = await run([("CLUSTER", "SLOTS")])
+        replies = await run(LOOK)
         try:
-            view = read_view(reply, teller=self._name, members=self._members)
+            view = read_view(replies, teller=self._name, members=self._members)
         except InvalidResponse as error:
             raise Unavailable(f"it tells no slots: {error}") from error
         self._shards.learn(view)
         return view
+
+
+def _target(own_target: ValkeyTarget, member: config.Member, *, own: bool) -> ValkeyTarget:
+    """How the Valkey beside *member* is reached. Its certificate carries the name it announces."""
+    target = own_target
+    if not own:
+        there = {"host": member.valkey_host, "port": member.valkey_port}
+        target = target.model_copy(update=there)
+    if target.tls is not None and target.tls.server_name is None:
+        named = target.tls.model_copy(update={"server_name": member.valkey_host})
+        target = target.model_copy(update={"tls": named})
+    return target
 
 
 def _failed(ended: Mapping[str, object]) -> dict[str, BaseException]:

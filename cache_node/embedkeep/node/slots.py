@@ -2,12 +2,15 @@
 
 A key's slot is CRC16 of it, modulo 16,384; each slot has one primary. Each Valkey tells who owns
 what as it sees it (`View`), and these are merged into one `SlotMap`: of its own slots a Valkey
-knows more than others have heard, and of what was heard the newest counts.
+knows more than others have heard, and of what was heard the newest counts. Where two say that a
+slot is theirs, a replica has taken over from a primary that has not heard of it yet: the one with
+the later config epoch is right.
 
 Source: Valkey Cluster specification, "Key distribution model" and "Hash tags".
 """
 
 import binascii
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +18,16 @@ from typing import Any, Final
 
 from embedkeep.config import Member
 from embedkeep.errors import InvalidResponse
+from embedkeep.node.commands import info
 
 SLOTS: Final = 16384
 TAGS: Final = 1 << 18
 """Tried to find a name in a Valkey's own slots. Where it has one, 16,384 are needed on average, and
 all of these miss it once in nine million times."""
 
-_NOBODY: Final = 255
+LOOK: Final = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"), ("ROLE",))
+"""What `read_view` reads the replies to."""
+
 _UNKNOWN: Final = (None, b"", b"?")
 """How a Valkey writes an address that it does not know, its own for one."""
 
@@ -53,6 +59,12 @@ class View:
     ranges: tuple[Range, ...] = ()
     strangers: frozenset[str] = frozenset()
     """Addresses of primaries that are beside no member."""
+    epoch: int = 0
+    """Config epoch of the teller: when it got its slots, in the cluster's own time."""
+    is_replica: bool = False
+    """The teller is one, and owns nothing."""
+    replicas: int = 0
+    """How many copy the teller now."""
 
     @cached_property
     def own(self) -> frozenset[int]:
@@ -75,19 +87,20 @@ class View:
         return next((each for each in _tagged(name) if slot_of(each) in self.own), None)
 
 
-def read_view(reply: object, *, teller: str, members: Sequence[Member]) -> View:
-    """What CLUSTER SLOTS was answered with.
+def read_view(replies: Sequence[object], *, teller: str, members: Sequence[Member]) -> View:
+    """What `LOOK` was answered with.
 
     Raises:
-        InvalidResponse: It is no such answer.
+        InvalidResponse: These are no such answers.
     """
+    told, facts, role = replies
     by_address = {
         (member.valkey_host.encode(), member.valkey_port): member.name for member in members
     }
     own_host = next(each.valkey_host.encode() for each in members if each.name == teller)
     ranges, strangers = list[Range](), set[str]()
     try:
-        for first, last, primary, *_replicas in _lists(reply):
+        for first, last, primary, *_replicas in _lists(told):
             endpoint, port, _id, *more = primary
             hosts = [endpoint, *(more[0] if more else ())[1::2]]
             known = [host for host in hosts if host not in _UNKNOWN] or [own_host]
@@ -96,37 +109,49 @@ def read_view(reply: object, *, teller: str, members: Sequence[Member]) -> View:
                 strangers.add(f"{known[0].decode()}:{port}")
             ranges.append(Range(first=first, last=last, owner=owners[0] if owners else None))
         within = all(0 <= each.first <= each.last < SLOTS for each in ranges)
+        epoch = info(facts, b"cluster_my_epoch") if isinstance(facts, bytes) else 0
+        is_replica, replicas = _role(role)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidResponse(f"CLUSTER SLOTS cannot be read: {error}") from error
+        raise InvalidResponse(f"CLUSTER SLOTS or ROLE cannot be read: {error}") from error
     if not within:
-        raise InvalidResponse(f"CLUSTER SLOTS tells of slots beyond {SLOTS - 1}: {reply!r}")
-    return View(teller=teller, ranges=tuple(ranges), strangers=frozenset(strangers))
+        raise InvalidResponse(f"CLUSTER SLOTS tells of slots beyond {SLOTS - 1}: {told!r}")
+    return View(
+        teller=teller,
+        ranges=tuple(ranges),
+        strangers=frozenset(strangers),
+        epoch=epoch,
+        is_replica=is_replica,
+        replicas=replicas,
+    )
 
 
 class SlotMap:
     """The owner of each slot. Immutable.
 
     Args:
-        names: Of members, fewer than 255.
+        names: Of members, fewer than 65,535.
         views: The oldest first.
     """
 
     __slots__ = ("_names", "_owners")
 
     def __init__(self, names: Sequence[str], views: Iterable[View]) -> None:
-        index = {name: at for at, name in enumerate(names)}
+        index: dict[str | None, int] = {name: at for at, name in enumerate(names)}
+        index[None] = nobody = len(names)
+        owners = array("H", [nobody]) * SLOTS
         views = tuple(views)
-        owners = bytearray([_NOBODY]) * SLOTS
-        for of_themselves in (False, True):
-            for view in views:
-                for each in view.ranges:
-                    if (each.owner == view.teller) is of_themselves:
-                        at = _NOBODY if each.owner is None else index[each.owner]
-                        owners[each.first : each.last + 1] = bytes([at]) * (
-                            each.last + 1 - each.first
-                        )
-        self._names = (*names, *[None] * (_NOBODY + 1 - len(names)))
-        self._owners = bytes(owners)
+        heard = [each for view in views for each in view.ranges if each.owner != view.teller]
+        claimed = [
+            each
+            for view in sorted(views, key=lambda view: view.epoch)
+            for each in view.ranges
+            if each.owner == view.teller
+        ]
+        for each in (*heard, *claimed):
+            count = each.last + 1 - each.first
+            owners[each.first : each.last + 1] = array("H", [index[each.owner]]) * count
+        self._names = (*names, None)
+        self._owners = owners
 
     def owner(self, key: bytes) -> str | None:
         """The member beside the Valkey that holds *key*. None: nobody that is known."""
@@ -139,7 +164,14 @@ def _tagged(name: bytes) -> Iterator[bytes]:
         yield b"%s{%d}" % (name, number)
 
 
-def _lists(reply: object) -> list[list[Any]]:
+def _role(reply: object) -> tuple[bool, int]:
+    """Whether it is a replica, and how many it has."""
+    name, _, replicas, *_ = _lists(reply)
+    is_replica = bool(name == b"slave")
+    return is_replica, 0 if is_replica else len(_lists(replicas))
+
+
+def _lists(reply: object) -> list[Any]:
     if not isinstance(reply, list):
         raise TypeError(f"got {reply!r}")
     return reply

@@ -46,6 +46,8 @@ from embedkeep.records import Entry
 STALL_S: Final = 1.0
 """Without any reply for so long, a connection is dropped."""
 SYNC_TIMEOUT_S: Final = 2.0
+COPY_S: Final = 0.5
+"""Longest wait until replicas have what was written, seconds; writes behind it wait too."""
 LOOK_AGAIN_S: Final = 0.05
 """Shortest time between two syncs that redirected commands ask for."""
 READ_QUEUE_BYTES: Final = 16 << 20
@@ -106,6 +108,8 @@ class ValkeyTier:
         self._links: _Links | None = None
         self._wake = asyncio.Event()
         self._evicted = 0
+        self._named = "valkey"
+        """As which tier it is measured."""
         self.tried = asyncio.Event()
         """Set once the first attempt to sync has ended, well or not."""
         self.problem: str | None = "not connected yet"
@@ -280,6 +284,17 @@ class ValkeyTier:
                 retry_after_s=1.0,
             )
 
+    async def copied(self, replicas: int) -> int:
+        """How many of so many replicas have all that was written before.
+
+        Raises:
+            Unavailable: It cannot be asked.
+        """
+        if not replicas:
+            return 0
+        (reply,) = await self._run([("WAIT", replicas, int(COPY_S * 1000))])
+        return reply if isinstance(reply, int) else 0
+
     async def _run(self, commands: Sequence[Command]) -> list[Reply]:
         if (links := self._links) is None:
             raise Unavailable(f"Valkey is not connected: {self.problem}")
@@ -343,13 +358,20 @@ class ValkeyTier:
         return _Links(reads, writes)
 
     async def _measure(self) -> None:
-        """Entries, bytes and evictions, as Valkey says."""
-        size, memory, stats = await self._run([("DBSIZE",), ("INFO", "memory"), ("INFO", "stats")])
+        """Entries, bytes and evictions, as Valkey says; a replica's are told apart."""
+        size, memory, stats, role = await self._run(
+            [("DBSIZE",), ("INFO", "memory"), ("INFO", "stats"), ("ROLE",)]
+        )
         gauges = self._metrics
+        name = "replica" if isinstance(role, list) and role[0] == b"slave" else "valkey"
+        if name != self._named:
+            for gauge in (gauges.entries, gauges.bytes):
+                gauge.labels(self._named).set(0)
+            self._named = name
         if isinstance(size, int):
-            gauges.entries.labels("valkey").set(size)
+            gauges.entries.labels(name).set(size)
         if isinstance(memory, bytes):
-            gauges.bytes.labels("valkey").set(info(memory, b"used_memory"))
+            gauges.bytes.labels(name).set(info(memory, b"used_memory"))
         if isinstance(stats, bytes):
             evicted = info(stats, b"evicted_keys")
             # A restarted server counts from 0 again.
