@@ -3,8 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from embedkeep_operator import cron
 from embedkeep_operator.fields import (
     Key,
     Label,
@@ -85,13 +86,21 @@ class WarmupBudget(Part):
     rules = (ordered("min", "initial", "max"),)
 
 
+def _cron(text: str) -> str:
+    """*text*, if it is a schedule."""
+    cron.parse(text)
+    return text
+
+
 class Warmup(Part):
     """Embeds texts before they are asked for."""
 
     schedule: Annotated[
-        str, Field(pattern=r"^\S+\s+\S+\s+\S+\s+\S+\s+\S+$", max_length=100)
-    ] = "*/30 * * * *"  # fmt: skip
-    """When plans are made, as five cron fields."""
+        str,
+        Field(pattern=r"^\S+\s+\S+\s+\S+\s+\S+\s+\S+$", max_length=100),
+        AfterValidator(_cron),
+    ] = "*/30 * * * *"
+    """When plans are made, as five cron fields, in UTC."""
     predictor: Predictor = Predictor.POPULARITY
     """Popularity is the baseline that the others must beat."""
     history: History | None = None

@@ -42,6 +42,18 @@ class Counts:
     """By purpose; empty where the model runs here."""
     price_per_million_tokens: float | None = None
     """None: none is given."""
+    plan_texts: float | None = None
+    """In the plans that nodes carry out, on the node that holds most. None: nothing is warmed."""
+    plan_made_at: float = 0
+    """Of the newest plan, seconds since the epoch; 0: there is none."""
+    warmed: float = 0
+    """Texts that were computed ahead of time and stored."""
+    warmed_hits: float = 0
+    """Of them, that were then asked for."""
+    warm_device_s: float = 0
+    """What warming has taken."""
+    warmed_saved_s: float = 0
+    """What computing those that were asked for would have taken."""
     waiting_inputs: float = 0
     """At the node."""
     queued_inputs: float = 0
@@ -88,6 +100,12 @@ def counts(text: str) -> Counts:
         saved_tokens=_sum(samples, "embedkeep_saved_tokens_total"),
         upstream_tokens=_by(samples, "embedkeep_upstream_tokens_total", "purpose"),
         price_per_million_tokens=next((price for _, price in samples.get(_PRICE, [])), None),
+        plan_texts=_planned(samples),
+        plan_made_at=_sum(samples, "embedkeep_plan_made_timestamp_seconds"),
+        warmed=_by(samples, "embedkeep_warmed_total", "result").get("stored", 0),
+        warmed_hits=_sum(samples, "embedkeep_warmed_first_hits_total"),
+        warm_device_s=_sum(samples, "embedkeep_warm_device_seconds_total"),
+        warmed_saved_s=_sum(samples, "embedkeep_warmed_saved_device_seconds_total"),
         waiting_inputs=_sum(samples, "embedkeep_pending_inputs"),
         queued_inputs=_sum(samples, "embedkeep_embed_queue_inputs"),
     )  # fmt: skip
@@ -116,6 +134,12 @@ def total(looks: Mapping[str, Counts]) -> Counts:
         price_per_million_tokens=max(
             filter(None, (each.price_per_million_tokens for each in all_of)), default=None
         ),
+        plan_texts=max((n for each in all_of if (n := each.plan_texts) is not None), default=None),
+        plan_made_at=max((each.plan_made_at for each in all_of), default=0),
+        warmed=sum(each.warmed for each in all_of),
+        warmed_hits=sum(each.warmed_hits for each in all_of),
+        warm_device_s=sum(each.warm_device_s for each in all_of),
+        warmed_saved_s=sum(each.warmed_saved_s for each in all_of),
         waiting_inputs=sum(each.waiting_inputs for each in all_of),
         queued_inputs=sum(each.queued_inputs for each in all_of),
     )
@@ -131,6 +155,13 @@ def _samples(text: str) -> Samples:
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found
+
+
+def _planned(samples: Samples) -> float | None:
+    """Texts in plans; None: it is no node that carries plans out."""
+    if not _sum(samples, "embedkeep_warmup_budget_device_seconds"):
+        return None
+    return _sum(samples, "embedkeep_plan_texts")
 
 
 def _by(samples: Samples, name: str, label: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from embedkeep.errors import NotBuilt
 from embedkeep_operator.api import EmbeddingCache, Spec, UpgradePolicy
 from embedkeep_operator.api_embedder import Embedder
-from embedkeep_operator.api_policies import Security, SimilarityMode, TuningMode
+from embedkeep_operator.api_policies import Predictor, Security, SimilarityMode, TuningMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +92,10 @@ def _later(spec: Spec) -> Iterator[Unbuilt]:
         yield Unbuilt(
             field="spec.similarity.mode", given=spec.similarity.mode, works='use "Off": exact hits'
         )
-    if spec.warmup is not None:
-        yield Unbuilt(field="spec.warmup", given="warming up", works="leave it out")
+    if spec.warmup is not None and spec.warmup.predictor is not Predictor.POPULARITY:
+        yield Unbuilt(
+            field="spec.warmup.predictor", given=spec.warmup.predictor, works="use Popularity"
+        )
     if spec.tuning is not None and spec.tuning.mode is not TuningMode.OFF:
         yield Unbuilt(field="spec.tuning.mode", given=spec.tuning.mode, works='use "Off"')
     if spec.monitoring is not None:

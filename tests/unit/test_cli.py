@@ -126,7 +126,7 @@ def test_wishes_that_are_not_built_end_up_with_all_of_them(
 
     assert (code, out) == (2, "")
     assert "spec.nodes.replicasPerShard: 1 is not built yet; use 0\n" in err
-    assert "spec.warmup: warming up is not built yet; leave it out\n" in err
+    assert 'spec.tuning.mode: Recommend is not built yet; use "Off"\n' in err
 
 
 def test_secrets_that_are_missing_are_all_named(

@@ -192,13 +192,12 @@ class Address:
     host: str
     port: int
     username: str | None
-    passwords: tuple[str, ...]
-    """Tried in this order. Empty: no AUTH is sent."""
+    password: str | None
     tls: ssl.SSLContext | None
     server_name: str | None
 
     def __repr__(self) -> str:
-        """Without the passwords."""
+        """Without the password."""
         return f"{self.host}:{self.port}"
 
 
@@ -210,10 +209,8 @@ def read_address(target: ValkeyTarget) -> Address:
         InvalidConfig: A file is not what it should be.
     """
     try:
-        passwords = (
-            tuple(filter(None, map(str.strip, target.password_file.read_text().splitlines())))
-            if target.password_file is not None
-            else ()
+        password = (
+            target.password_file.read_text().strip() if target.password_file is not None else None
         )
         context = None
         if target.tls is not None:
@@ -232,7 +229,7 @@ def read_address(target: ValkeyTarget) -> Address:
         host=target.host,
         port=target.port,
         username=target.username,
-        passwords=passwords,
+        password=password,
         tls=context,
         server_name=target.tls.server_name if target.tls is not None else None,
     )
@@ -258,7 +255,7 @@ async def connect(
                 ssl=address.tls,
                 server_hostname=(address.server_name or address.host) if address.tls else None,
             )
-            if address.passwords:
+            if address.password is not None:
                 await _authenticate(connection, address)
     except (OSError, TimeoutError) as error:
         raise Unavailable(f"{address}: {str(error) or 'no answer'}") from error
@@ -266,17 +263,12 @@ async def connect(
 
 
 async def _authenticate(connection: Connection, address: Address) -> None:
-    """Show each password until one is accepted: during a rotation there are two."""
     user = (address.username,) if address.username else ()
-    refusal: hiredis.HiredisError | None = None
     try:
-        for password in address.passwords:
-            (reply,) = await connection.pipeline([("AUTH", *user, password)])
-            if not isinstance(reply, hiredis.HiredisError):
-                return
-            refusal = reply
+        (reply,) = await connection.pipeline([("AUTH", *user, address.password or "")])
     except BaseException:
         connection.close()
         raise
-    connection.close()
-    raise Unavailable(f"{address}: refuses the password: {refusal}")
+    if isinstance(reply, hiredis.HiredisError):
+        connection.close()
+        raise Unavailable(f"{address}: refuses the password: {reply}")

@@ -4,6 +4,7 @@ From the outside in: `up`, `status`, `demo` are commands; `runner` is what they 
 (`Local`); `prepare` writes configs, with `ports` and `certificate`; `programs` says what is run;
 `supervisor` keeps it running, with `spawning`, `backoff`, `probes`, `endings`, `output` (what it
 prints) and `watchdog`, which outlives a killed `up`; `forming` keeps several Valkeys one cluster;
+`predicting` runs the predictor by its schedule;
 `state` is what lies on disk; `observe` and `view` read and show what the processes count; `replay`
 asks the demo's questions.
 

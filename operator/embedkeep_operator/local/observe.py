@@ -54,6 +54,7 @@ def _silent(last: Counts) -> Counts:
         entries={},
         bytes={},
         open_breakers=(),
+        plan_texts=None,
         waiting_inputs=0,
         queued_inputs=0,
     )
@@ -69,6 +70,10 @@ def _summed(sums: Counts, last: Counts, now: Counts) -> Counts:
         saved_device_s=sums.saved_device_s + _grown(last.saved_device_s, now.saved_device_s),
         spent_device_s=_grown_by(sums.spent_device_s, last.spent_device_s, now.spent_device_s),
         saved_tokens=sums.saved_tokens + _grown(last.saved_tokens, now.saved_tokens),
+        warmed=sums.warmed + _grown(last.warmed, now.warmed),
+        warmed_hits=sums.warmed_hits + _grown(last.warmed_hits, now.warmed_hits),
+        warm_device_s=sums.warm_device_s + _grown(last.warm_device_s, now.warm_device_s),
+        warmed_saved_s=sums.warmed_saved_s + _grown(last.warmed_saved_s, now.warmed_saved_s),
         upstream_tokens=_grown_by(sums.upstream_tokens, last.upstream_tokens, now.upstream_tokens),
     )
 

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from embedkeep.config import ClientTls, Cluster, EmbedderConfig, Listen, Member, NodeConfig
+from embedkeep.config import (
+    ClientTls,
+    Cluster,
+    EmbedderConfig,
+    Listen,
+    Member,
+    NodeConfig,
+    PredictorConfig,
+    ValkeyTarget,
+)
 from embedkeep.errors import InvalidConfig
 from embedkeep.runs import NodePorts, Ports, numbered
 from embedkeep_operator.api import EmbeddingCache
@@ -32,6 +41,7 @@ from embedkeep_operator.render import (
     server_tls,
 )
 from embedkeep_operator.render_valkey import CLUSTER_FILE, own_lines, valkey_config
+from embedkeep_operator.render_warming import predictor_config
 
 DRAIN_S: Final = 5.0
 """How long calls in flight may finish: somebody waits at the terminal."""
@@ -54,6 +64,8 @@ class Prepared:
     """How to reach the nodes from this machine. None: plain text."""
     api_key_file: Path | None
     """The first tenant's. None: everybody may call."""
+    predicts: bool
+    """There is a predictor.json."""
 
 
 def check_files(resource: EmbeddingCache, secrets: Path | None) -> None:
@@ -129,6 +141,7 @@ def prepare(
     configs.write_valkeys()
     configs.write_embedder()
     nodes = configs.write_nodes(tls)
+    predicts = configs.write_predictor()
     return Prepared(
         programs=programs(folder, ports, server=server, password=configs.password, node_tls=tls),
         ports=ports,
@@ -136,6 +149,7 @@ def prepare(
         password=configs.password,
         node_tls=tls,
         api_key_file=nodes[0].tenants[0].api_key_file if nodes[0].tenants else None,
+        predicts=predicts,
     )
 
 
@@ -180,7 +194,7 @@ class _Configs:
                 port=at.valkey,
                 folder=self.folder / name,
                 bus_port=at.bus,
-            ) + own_lines(passwords=[self.password], address=HOST if at.bus is not None else None)
+            ) + own_lines(password=self.password, address=HOST if at.bus is not None else None)
             write_private(self.folder / f"{name}.conf", text.encode())
 
     def write_embedder(self) -> None:
@@ -211,6 +225,20 @@ class _Configs:
             self._write(name, written[-1])
         return tuple(written)
 
+    def write_predictor(self) -> bool:
+        """predictor.json, where there is a history to predict from; whether there is."""
+        valkeys = [
+            ValkeyTarget(host=HOST, port=at.valkey, password_file=self.folder / PASSWORD_FILE)
+            for at in self.ports.nodes
+        ]
+        config = predictor_config(
+            self.resource, valkeys, cluster_secret_file=self.folder / "cluster-secret"
+        )
+        if config is None:
+            return False
+        self._write("predictor", config)
+        return True
+
     def _cluster(self, node: str, tls: ClientTls | None) -> Cluster:
         """The nodes as *node* sees them."""
         members = tuple(
@@ -234,8 +262,9 @@ class _Configs:
             metrics=Listen(host=HOST, port=metrics),
             secrets=self.secrets,
             announce_file=self.folder / f"{name}.announce.json",
+            tuned_file=self.folder / "tuned.json",
             drain_s=DRAIN_S,
         )
 
-    def _write(self, name: str, config: NodeConfig | EmbedderConfig) -> None:
+    def _write(self, name: str, config: NodeConfig | EmbedderConfig | PredictorConfig) -> None:
         write_private(self.folder / f"{name}.json", config.model_dump_json(indent=1).encode())

@@ -32,7 +32,7 @@ def programs(
         server: Of `find_valkey`.
         password: Valkey's.
     """
-    env = {**os.environ, **_without_proxy(os.environ), "PYTHONUNBUFFERED": "1"}
+    env = environment()
     shards = len(ports.nodes)
     valkeys, nodes = numbered("valkey", shards), numbered("node", shards)
     return (
@@ -78,6 +78,11 @@ def _own(  # noqa: PLR0913  # what differs between a node and an embedder
         refusal_codes=frozenset({EXIT_USAGE}),
         told_by=TOLD_BY,
     )
+
+
+def environment() -> dict[str, str]:
+    """Of our own processes."""
+    return {**os.environ, **_without_proxy(os.environ), "PYTHONUNBUFFERED": "1"}
 
 
 def _without_proxy(env: Mapping[str, str]) -> dict[str, str]:

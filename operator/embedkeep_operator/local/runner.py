@@ -12,7 +12,7 @@ import os
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,17 @@ from typing import Final, NoReturn
 from embedkeep.config import ClientTls
 from embedkeep.errors import InvalidConfig, Unavailable
 from embedkeep.runs import Ports, Run, default_root, is_left_over
-from embedkeep_operator import manifest
+from embedkeep_operator import cron, manifest
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.local.backoff import Backoff
 from embedkeep_operator.local.forming import Forming
 from embedkeep_operator.local.output import Output
+from embedkeep_operator.local.predicting import Predicting
 from embedkeep_operator.local.prepare import Prepared, prepare
+from embedkeep_operator.local.programs import environment
 from embedkeep_operator.local.state import claimed, write_run
 from embedkeep_operator.local.supervisor import Board, Child, Event, Supervisor
+from embedkeep_operator.render_warming import history
 from embedkeep_operator.unbuilt import kubernetes_only, refuse_unbuilt
 
 KEPT_EVENTS: Final = 200
@@ -51,6 +54,8 @@ class Running:
     supervisor: Supervisor
     forming: Forming | None
     """Makes one cluster of the Valkeys. None: there is one."""
+    predicting: Predicting | None
+    """Plans by the resource's schedule. None: no history is kept."""
 
     @property
     def name(self) -> str:
@@ -233,9 +238,10 @@ class Local:
             folder=folder,
             run=self._run(name, prepared),
             tls=prepared.node_tls,
-            notes=tuple(f"only used on Kubernetes: {path}" for path in kubernetes_only(resource)),
+            notes=tuple(_notes(resource)),
             supervisor=supervisor,
             forming=forming,
+            predicting=self._predicting(resource, prepared, folder, on_line),
         )
         write_run(folder, running.run)
         stack.callback((folder / "run.json").unlink, missing_ok=True)
@@ -244,6 +250,9 @@ class Local:
         if forming is not None:
             forming.start()
             stack.push_async_callback(forming.stop)
+        if running.predicting is not None:
+            running.predicting.start()
+            stack.push_async_callback(running.predicting.stop)
         return running
 
     def _forming(self, prepared: Prepared, board: Board) -> Forming | None:
@@ -251,6 +260,23 @@ class Local:
             return None
         return Forming(
             prepared.valkeys, prepared.password, on_change=board.changed, on_event=self._tell
+        )
+
+    def _predicting(
+        self,
+        resource: EmbeddingCache,
+        prepared: Prepared,
+        folder: Path,
+        on_line: Callable[[str, str, str], None],
+    ) -> Predicting | None:
+        if not prepared.predicts or resource.spec.warmup is None:
+            return None
+        return Predicting(
+            folder,
+            cron.parse(resource.spec.warmup.schedule).after,
+            env=environment(),
+            on_line=on_line,
+            on_event=self._tell,
         )
 
     async def _outlet(
@@ -283,6 +309,14 @@ class Local:
         self.events.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _notes(resource: EmbeddingCache) -> Iterator[str]:
+    """What the resource says that means nothing here."""
+    for path in kubernetes_only(resource):
+        yield f"only used on Kubernetes: {path}"
+    if resource.spec.warmup is not None and history(resource) is None:
+        yield "spec.warmup: nothing is warmed, because history.enabled is false: no text is kept"
 
 
 def _check_logs(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Starts a child process, with pipes to it and word of its end."""
+"""Starts a child process, with pipes to it and word of its end, and reads what it says."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 MAX_LINE: Final = 16 << 10
@@ -30,3 +30,20 @@ async def started(
         lambda: _Watched(loop), *command, env=env, start_new_session=True
     )
     return asyncio.subprocess.Process(transport, protocol, loop), protocol.exited
+
+
+async def lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
+    """What a process says, line by line, as long as it does."""
+    rest = b""
+    while chunk := await reader.read(MAX_LINE):
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) >= MAX_LINE:
+            whole, rest = [*whole, rest], b""
+        for line in whole:
+            yield _text(line)
+    if rest:
+        yield _text(rest)
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r")

@@ -22,7 +22,7 @@ from typing import Final
 from embedkeep.errors import EmbedKeepError
 from embedkeep_operator.local.backoff import Backoff, Record
 from embedkeep_operator.local.endings import ended_how, given_up, refused
-from embedkeep_operator.local.spawning import MAX_LINE, started
+from embedkeep_operator.local.spawning import lines, started
 
 WATCHDOG: Final = Path(__file__).with_name("watchdog.py")
 PROBE_STARTING_S: Final = 0.1
@@ -261,20 +261,9 @@ class Child:
             await asyncio.sleep(PROBE_READY_S if was_ready.is_set() else PROBE_STARTING_S)
 
     async def _copy(self, stream: str, reader: asyncio.StreamReader) -> None:
-        rest = b""
-        while chunk := await reader.read(MAX_LINE):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) >= MAX_LINE:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._said(stream, line)
-        if rest:
-            self._said(stream, rest)
-
-    def _said(self, stream: str, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip("\r")
-        self.last_lines.append(text)
-        self._supervisor.on_line(self.name, stream, text)
+        async for line in lines(reader):
+            self.last_lines.append(line)
+            self._supervisor.on_line(self.name, stream, line)
 
     def _become(self, state: State) -> None:
         self.state, self.since = state, time.monotonic()

@@ -47,11 +47,16 @@ def line(counts: Counts, rate: Mapping[str, float]) -> str:
     """One line with what matters, for logs."""
     entries = ", ".join(f"{name} {held:.0f}" for name, held in counts.entries.items())
     money = f" | {_books(counts)}" if counts.upstream_tokens else ""
+    warmed = (
+        f" | warmed {counts.warmed:.0f}, asked for {counts.warmed_hits:.0f}"
+        if counts.warmed
+        else ""
+    )
     extra = f" | left alone: {', '.join(counts.open_breakers)}" if counts.open_breakers else ""
     return (
         f"hits {ratio(counts.hit_ratio)} of {counts.answered:.0f} | {sum(rate.values()):.0f}/s"
         f" | entries: {entries or '-'} | device: spent {sum(counts.spent_device_s.values()):.1f} s,"
-        f" saved {counts.saved_device_s:.1f} s{money} | waiting {counts.waiting_inputs:.0f}"
+        f" saved {counts.saved_device_s:.1f} s{money}{warmed} | waiting {counts.waiting_inputs:.0f}"
         f" + {counts.queued_inputs:.0f}{extra}"
     )
 
@@ -141,6 +146,8 @@ def totals(counts: Counts, *, of: str = "") -> Table:
     table.add_row("device time spent", (spent or "0 s") + (f", {of}" if of else ""))
     if counts.upstream_tokens:
         table.add_row("upstream", _books(counts))
+    if (warming := _warming(counts)) is not None:
+        table.add_row("warming up", warming)
     table.add_row(
         "waiting", f"{counts.waiting_inputs:.0f} at the node, {counts.queued_inputs:.0f} embedding"
     )
@@ -152,6 +159,20 @@ def totals(counts: Counts, *, of: str = "") -> Table:
     if counts.open_breakers:
         table.add_row("left alone", Text(", ".join(counts.open_breakers), style="yellow"))
     return table
+
+
+def _warming(counts: Counts) -> str | None:
+    """What warming did. Each text that was warmed avoids one computation at most: its first hit."""
+    if counts.plan_texts is None:
+        return None
+    if not counts.plan_made_at:
+        return "no plan yet"
+    made = time.strftime("%H:%M", time.localtime(counts.plan_made_at))
+    return (
+        f"plan of {made} names {counts.plan_texts:,.0f} texts; {counts.warmed:,.0f} warmed in "
+        f"{counts.warm_device_s:.2f} s, {counts.warmed_hits:,.0f} of them asked for since, which "
+        f"saved {counts.warmed_saved_s:.2f} s"
+    )
 
 
 def _books(counts: Counts) -> str:
