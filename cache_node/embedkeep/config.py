@@ -116,7 +116,8 @@ class ValkeyTarget(_Frozen):
     username: str | None = None
     """None: the default user."""
     password_file: Path | None = None
-    """None: no AUTH is sent."""
+    """One password a line, tried in this order and read again for each connection, so that it can
+    be rotated without a gap. None: no AUTH is sent."""
     tls: ClientTls | None = None
     """None: plain TCP."""
     ttl_s: Annotated[int, Field(ge=1)] | None = None

@@ -7,6 +7,7 @@ over its standard input, so that they stand in no argument, no environment and n
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -61,20 +62,24 @@ def valkey_config(  # noqa: PLR0913  # where it runs, and with whom
     )
 
 
-def own_lines(*, password: str, address: str | None = None, hostname: str | None = None) -> str:
+def own_lines(
+    *, passwords: Sequence[str], address: str | None = None, hostname: str | None = None
+) -> str:
     """What one Valkey alone is told, to stand behind `valkey_config`.
 
     Args:
-        password: Of the default user, and what is shown to a primary; must hold no white space.
+        passwords: Of the default user, the first of which is shown to a primary; see `rotation`.
+            They must hold no white space.
         address: IP address at which the others find it. None: it is no member of a cluster.
         hostname: A name that stays while addresses change. None: it has none.
     """
+    accepted = " ".join(f">{password}" for password in passwords)
     return "\n".join(
         (
             # One that has just started gives nobody a copy of what it holds, which may be nothing:
             # a replica would throw away what it has. `topology` says when it may.
-            f"user default on >{password} ~* &* +@all -psync -sync",
-            f"masterauth {password}",
+            f"user default on {accepted} ~* &* +@all -psync -sync",
+            f"masterauth {passwords[0]}",
             *((f"cluster-announce-ip {address}",) if address is not None else ()),
             *((f"cluster-announce-hostname {hostname}",) if hostname is not None else ()),
             "",
@@ -89,19 +94,22 @@ def start_script(*, config: Path, password_file: Path, clustered: bool) -> str:
 
     Args:
         config: With `valkey_config` in it.
-        password_file: Mounted; its last line end is no part of the password.
+        password_file: Mounted. One password a line: all are accepted, the first is shown.
         clustered: It is a member of a cluster.
     """
     lines = own_lines(
-        password="${password}",  # noqa: S106  # the script's variable
+        passwords=("${first}",),
         address="${POD_IP}" if clustered else None,
         hostname="${POD_HOSTNAME}" if clustered else None,
-    )
+    ).replace(" >${first}", "${allowed}")
     if clustered:
         lines += "shutdown-on-sigterm failover\n"
     return (
         "set -eu\n"
-        f'password="$(cat {password_file})"\n'
+        "first= allowed=\n"
+        'while read -r line || [ -n "$line" ]; do\n'
+        '  first="${first:-$line}" allowed="$allowed >$line"\n'
+        f"done < {password_file}\n"
         f"exec valkey-server {config} - <<OWN\n{lines}OWN\n"
     )
 

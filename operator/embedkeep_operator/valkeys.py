@@ -1,14 +1,16 @@
 """Asks the Valkeys of one cache how they see their cluster, and tells them what to do.
 
-The shell of `topology`: no decision is made here. The Valkeys' own bus knows no password and lets
-everybody in, so whoever is to meet others has first answered here after AUTH.
+The shell of `topology` and `rotation`: no decision is made here. The Valkeys' own bus knows no
+password and lets everybody in, so whoever is to meet others has first answered here after AUTH.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import hashlib
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import hiredis
 
@@ -30,6 +32,7 @@ from embedkeep_operator.cluster import (
     View,
     Wanted,
 )
+from embedkeep_operator.rotation import Access, Allow, Refuse, Reload, Show
 
 TIMEOUT_S: Final = 1.0
 """Longest wait for one Valkey's answers, seconds: they come within a round trip or not at all."""
@@ -42,8 +45,13 @@ _QUESTIONS: Final = (
     ("ACL", "DRYRUN", "default", "PSYNC", "?", "-1"),
 )
 """That make a `View`."""
+_ACCESS_QUESTIONS: Final = (("ACL", "GETUSER", "default"), ("CONFIG", "GET", "masterauth"))
+"""That make an `Access`."""
+_FILES: Final = ("tls-cert-file", "tls-key-file", "tls-ca-cert-file")
 
 Word = str | int
+Answers = Sequence[object]
+Said = TypeVar("Said")
 
 
 class Valkeys:
@@ -51,12 +59,20 @@ class Valkeys:
 
     Args:
         wanted: By name. One that does not run is not asked, and does not count as silent.
-        password: Of the default user.
+        passwords: Of the default user, tried in this order.
+        tls: Whom to trust. The certificate must carry the wanted one's hostname, or else its
+            address. None: plain TCP.
     """
 
-    def __init__(self, wanted: Mapping[str, Wanted], password: str) -> None:
+    def __init__(
+        self,
+        wanted: Mapping[str, Wanted],
+        *passwords: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._wanted = wanted
-        self._password = password
+        self._passwords = passwords
+        self._tls = tls
         self._open: dict[str, _Connection] = {}
         self.silent: dict[str, str] = {}
         """Who did not answer the last look, by name, and why."""
@@ -76,33 +92,58 @@ class Valkeys:
             await connection.close()
 
     async def look(self) -> dict[str, View]:
-        """What each says that answers in time, by name."""
+        """What each says of the cluster that answers in time, by name."""
+        return await self._asked(_QUESTIONS, _view)
+
+    async def look_at_access(self) -> dict[str, Access]:
+        """What each accepts and shows that answers in time, by name."""
+        return await self._asked(_ACCESS_QUESTIONS, _access)
+
+    async def _asked(
+        self, questions: Sequence[tuple[Word, ...]], read: "Callable[[_Connection, Answers], Said]"
+    ) -> "dict[str, Said]":
         where = {name: each.endpoint for name, each in self._wanted.items()}
         running = {name: endpoint for name, endpoint in where.items() if endpoint is not None}
-        names = [*running]
-        found = await asyncio.gather(*(self._look_at(*each) for each in running.items()))
-        self.silent = {
-            name: said for name, said in zip(names, found, strict=True) if isinstance(said, str)
-        }
-        return {
-            name: said for name, said in zip(names, found, strict=True) if isinstance(said, View)
-        }
+        found = await asyncio.gather(
+            *(self._ask(name, endpoint, questions) for name, endpoint in running.items())
+        )
+        said, self.silent = {}, {}
+        for name, answers in zip(running, found, strict=True):
+            if isinstance(answers, str):
+                self.silent[name] = answers
+            else:
+                said[name] = read(self._open[name], answers)
+        return said
 
-    async def _look_at(self, name: str, endpoint: Endpoint) -> View | str:
+    async def _ask(
+        self, name: str, endpoint: Endpoint, questions: Sequence[tuple[Word, ...]]
+    ) -> list[object] | str:
+        """Its answers, or why there are none."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                connection = self._open[name] = await _connected(endpoint)
-                answers = await connection.ask(("AUTH", self._password), *_QUESTIONS)
+                if (old := self._open.pop(name, None)) is not None:
+                    await old.close()
+                hostname = self._wanted[name].hostname or endpoint.host
+                connection = self._open[name] = await _connected(endpoint, self._tls, hostname)
+                if (refusal := await self._authenticated(connection)) is not None:
+                    return refusal
+                answers = await connection.ask(*questions)
         except TimeoutError:
             return "no answer"
         except OSError as error:
             return error.strerror or str(error)
-        if refusals := [answer for answer in answers if isinstance(answer, hiredis.HiredisError)]:
-            return str(refusals[0])
-        _, nodes, info, replication, keys, admits = answers
-        return parsed(
-            str(nodes), info=f"{info}{replication}", keys=int(str(keys)), admits=admits == "OK"
-        )
+        refusals = [answer for answer in answers if isinstance(answer, hiredis.HiredisError)]
+        return str(refusals[0]) if refusals else answers
+
+    async def _authenticated(self, connection: "_Connection") -> str | None:
+        """None: it accepts one of the passwords. Otherwise what it says to the last."""
+        said = "no password to show"
+        for password in self._passwords:
+            (answer,) = await connection.ask(("AUTH", password))
+            if not isinstance(answer, hiredis.HiredisError):
+                return None
+            said = str(answer)
+        return said
 
     async def take(self, step: Step) -> str | None:
         """Tell the Valkey that *step* is for, which must have answered the last look.
@@ -112,7 +153,9 @@ class Valkeys:
         """
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                (answer,) = await self._open[step.at].ask(command(step))
+                connection = self._open[step.at]
+                told = command(step) if not isinstance(step, Reload) else await _files(connection)
+                (answer,) = await connection.ask(told)
         except TimeoutError:
             return "no answer"
         except OSError as error:
@@ -120,7 +163,7 @@ class Valkeys:
         return str(answer) if isinstance(answer, hiredis.HiredisError) else None
 
 
-def command(step: Step) -> tuple[Word, ...]:  # noqa: C901, PLR0911  # one for each kind
+def command(step: Step) -> tuple[Word, ...]:  # noqa: C901, PLR0911, PLR0912  # one for each kind
     """*step* in Valkey's words."""
     match step:
         case SetEpoch(epoch=epoch):
@@ -143,8 +186,43 @@ def command(step: Step) -> tuple[Word, ...]:  # noqa: C901, PLR0911  # one for e
             return "FLUSHALL", "ASYNC"
         case Reset():
             return "CLUSTER", "RESET", "SOFT"
+        case Allow(password=password):
+            return "ACL", "SETUSER", "default", f">{password}"
+        case Refuse(digest=old):
+            return "ACL", "SETUSER", "default", f"!{old}"
+        case Show(password=password):
+            return "CONFIG", "SET", "masterauth", password
         case _:
             raise AssertionError(f"no command for {step}")
+
+
+async def _files(connection: "_Connection") -> tuple[Word, ...]:
+    """Set what it reads certificates from to what that is: it reads them again."""
+    (found,) = await connection.ask(("CONFIG", "GET", *_FILES))
+    return "CONFIG", "SET", *(str(each) for each in (found if isinstance(found, list) else ()))
+
+
+def _view(_connection: "_Connection", answers: Answers) -> View:
+    nodes, info, replication, keys, admits = answers
+    return parsed(
+        str(nodes), info=f"{info}{replication}", keys=int(str(keys)), admits=admits == "OK"
+    )
+
+
+def _access(connection: "_Connection", answers: Answers) -> Access:
+    user, shown = answers
+    said, auth = _pairs(user), _pairs(shown)
+    passwords = said.get("passwords")
+    return Access(
+        allowed=frozenset(map(str, passwords if isinstance(passwords, list) else ())),
+        shown=str(auth.get("masterauth", "")),
+        certificate=connection.certificate,
+    )
+
+
+def _pairs(reply: object) -> dict[str, object]:
+    flat = reply if isinstance(reply, list) else []
+    return dict(zip(map(str, flat[::2]), flat[1::2], strict=True))
 
 
 def _flat(held: int) -> tuple[int, ...]:
@@ -225,11 +303,25 @@ class _Connection:
                 raise ConnectionResetError("it closed the connection")
         return answers
 
+    @property
+    def certificate(self) -> str | None:
+        """SHA-256 of what the other side has shown. None: plain TCP."""
+        over = self._writer.get_extra_info("ssl_object")
+        shown = over.getpeercert(binary_form=True) if over is not None else None
+        return hashlib.sha256(shown).hexdigest() if shown is not None else None
+
     async def close(self) -> None:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
 
-async def _connected(endpoint: Endpoint) -> _Connection:
-    return _Connection(*await asyncio.open_connection(endpoint.host, endpoint.port))
+async def _connected(endpoint: Endpoint, tls: ssl.SSLContext | None, hostname: str) -> _Connection:
+    return _Connection(
+        *await asyncio.open_connection(
+            endpoint.host,
+            endpoint.port,
+            ssl=tls,
+            server_hostname=hostname if tls is not None else None,
+        )
+    )

@@ -32,8 +32,9 @@ class Link:
 def address(
     port: int, *, password: str | None = None, username: str | None = None, host: str = "127.0.0.1"
 ) -> Address:
+    passwords = (password,) if password is not None else ()
     return Address(
-        host=host, port=port, username=username, password=password, tls=None, server_name=None
+        host=host, port=port, username=username, passwords=passwords, tls=None, server_name=None
     )
 
 

@@ -96,7 +96,7 @@ class Formed:
             valkey_config(
                 CACHE, host="127.0.0.1", port=port, folder=self.folders[name], bus_port=bus_port
             )
-            + own_lines(password=PASSWORD, address="127.0.0.1")
+            + own_lines(passwords=[PASSWORD], address="127.0.0.1")
         )
 
 

@@ -77,10 +77,10 @@ def test_with_a_certificate_nothing_is_said_in_plain_text() -> None:
 
 
 def test_one_that_has_just_started_gives_no_copies() -> None:
-    said = own_lines(password="s3cret", address="10.0.0.7", hostname="docs-0.docs")
+    said = own_lines(passwords=["s3cret", "older"], address="10.0.0.7", hostname="docs-0.docs")
 
     assert said.splitlines() == [
-        "user default on >s3cret ~* &* +@all -psync -sync",
+        "user default on >s3cret >older ~* &* +@all -psync -sync",
         "masterauth s3cret",
         "cluster-announce-ip 10.0.0.7",
         "cluster-announce-hostname docs-0.docs",
@@ -93,7 +93,7 @@ def test_in_a_pod_the_password_goes_from_its_file_to_the_server_alone(
     clustered: bool,  # noqa: FBT001 - pytest gives it by name
 ) -> None:
     """Seen by a server that is a shell script: what it was called with, and what it has read."""
-    (tmp_path / "password").write_text("s3cret\n")
+    (tmp_path / "password").write_text("s3cret\nolder-s3cret")
     server = tmp_path / "valkey-server"
     server.write_text('#!/bin/sh\necho "$*"; env | grep -c s3cret; cat\n')
     server.chmod(0o700)
@@ -112,7 +112,7 @@ def test_in_a_pod_the_password_goes_from_its_file_to_the_server_alone(
     )
 
     told = own_lines(
-        password="s3cret",
+        passwords=["s3cret", "older-s3cret"],
         address="10.0.0.7" if clustered else None,
         hostname="a.b" if clustered else None,
     )

@@ -192,12 +192,13 @@ class Address:
     host: str
     port: int
     username: str | None
-    password: str | None
+    passwords: tuple[str, ...]
+    """Tried in this order. Empty: no AUTH is sent."""
     tls: ssl.SSLContext | None
     server_name: str | None
 
     def __repr__(self) -> str:
-        """Without the password."""
+        """Without the passwords."""
         return f"{self.host}:{self.port}"
 
 
@@ -209,8 +210,10 @@ def read_address(target: ValkeyTarget) -> Address:
         InvalidConfig: A file is not what it should be.
     """
     try:
-        password = (
-            target.password_file.read_text().strip() if target.password_file is not None else None
+        passwords = (
+            tuple(filter(None, map(str.strip, target.password_file.read_text().splitlines())))
+            if target.password_file is not None
+            else ()
         )
         context = None
         if target.tls is not None:
@@ -229,7 +232,7 @@ def read_address(target: ValkeyTarget) -> Address:
         host=target.host,
         port=target.port,
         username=target.username,
-        password=password,
+        passwords=passwords,
         tls=context,
         server_name=target.tls.server_name if target.tls is not None else None,
     )
@@ -255,7 +258,7 @@ async def connect(
                 ssl=address.tls,
                 server_hostname=(address.server_name or address.host) if address.tls else None,
             )
-            if address.password is not None:
+            if address.passwords:
                 await _authenticate(connection, address)
     except (OSError, TimeoutError) as error:
         raise Unavailable(f"{address}: {str(error) or 'no answer'}") from error
@@ -263,12 +266,17 @@ async def connect(
 
 
 async def _authenticate(connection: Connection, address: Address) -> None:
+    """Show each password until one is accepted: during a rotation there are two."""
     user = (address.username,) if address.username else ()
+    refusal: hiredis.HiredisError | None = None
     try:
-        (reply,) = await connection.pipeline([("AUTH", *user, address.password or "")])
+        for password in address.passwords:
+            (reply,) = await connection.pipeline([("AUTH", *user, password)])
+            if not isinstance(reply, hiredis.HiredisError):
+                return
+            refusal = reply
     except BaseException:
         connection.close()
         raise
-    if isinstance(reply, hiredis.HiredisError):
-        connection.close()
-        raise Unavailable(f"{address}: refuses the password: {reply}")
+    connection.close()
+    raise Unavailable(f"{address}: refuses the password: {refusal}")

@@ -194,7 +194,7 @@ class _Configs:
                 port=at.valkey,
                 folder=self.folder / name,
                 bus_port=at.bus,
-            ) + own_lines(password=self.password, address=HOST if at.bus is not None else None)
+            ) + own_lines(passwords=[self.password], address=HOST if at.bus is not None else None)
             write_private(self.folder / f"{name}.conf", text.encode())
 
     def write_embedder(self) -> None:
