@@ -46,6 +46,7 @@ SCRIPTS: Final = (
     Script("upstream_answers"),
     Script("node_cpu", quick=False),
     Script("miss", quick=False),
+    Script("warming"),
     Script("embedder", quick=False, torch=True),
     Script("int8", quick=False, torch=True),
     Script("bulk", quick=False),
