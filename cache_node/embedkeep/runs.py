@@ -35,7 +35,9 @@ class NodePorts:
     """/metrics."""
     valkey: int
     bus: int | None = None
-    """For the other shards' Valkeys. None: there is one shard."""
+    """For the other Valkeys. None: there is one."""
+    shard: int = 0
+    """Whose keys the Valkey holds, as primary or as replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Ports:
     """Where everything of one cache listens, on loopback."""
 
     nodes: tuple[NodePorts, ...]
-    """By shard."""
+    """Shard by shard."""
     embedder_grpc: int
     embedder_metrics: int
 
@@ -62,8 +64,8 @@ class Ports:
 
 
 def numbered(kind: str, count: int) -> tuple[str, ...]:
-    """Names of processes of one kind, by shard: node, or node-0, node-1 ... of several."""
-    return (kind,) if count == 1 else tuple(f"{kind}-{shard}" for shard in range(count))
+    """Names of processes of one kind: node, or node-0, node-1 ... of several, shard by shard."""
+    return (kind,) if count == 1 else tuple(f"{kind}-{number}" for number in range(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,8 @@ class Counts:
     """By tier."""
     evictions: Mapping[str, float] = field(default_factory=dict)
     """By tier."""
+    is_replica: bool = False
+    """The Valkey beside this node is one now."""
     open_breakers: tuple[str, ...] = ()
     """Tiers that are left alone for now."""
     corrupt: float = 0
@@ -90,6 +92,7 @@ def counts(text: str) -> Counts:
         entries=_by(samples, "embedkeep_entries", "tier"),
         bytes=_by(samples, "embedkeep_bytes", "tier"),
         evictions=_by(samples, "embedkeep_evictions_total", "tier"),
+        is_replica=_sum(samples, "embedkeep_valkey_replica") > 0,
         open_breakers=tuple(
             tier for tier, is_open in _by(samples, "embedkeep_breaker_open", "tier").items()
             if is_open

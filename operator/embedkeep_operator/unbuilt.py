@@ -43,7 +43,7 @@ def refuse_unbuilt(resource: EmbeddingCache) -> None:
 def unbuilt(resource: EmbeddingCache) -> tuple[Unbuilt, ...]:
     """What *resource* asks for that one machine cannot do yet, in the order of the fields."""
     spec = resource.spec
-    return (*_model(spec), *_nodes(spec), *_embedder(spec.embedder), *_later(spec),
+    return (*_model(spec), *_embedder(spec.embedder), *_later(spec),
             *_security(spec.security))  # fmt: skip
 
 
@@ -62,16 +62,6 @@ def _model(spec: Spec) -> Iterator[Unbuilt]:
             field="spec.model.source.volume",
             given="a volume",
             works="leave it out: path is then a folder on this machine",
-        )
-
-
-def _nodes(spec: Spec) -> Iterator[Unbuilt]:
-    nodes = spec.nodes
-    if nodes is None:
-        return
-    if nodes.replicas_per_shard > 0:
-        yield Unbuilt(
-            field="spec.nodes.replicasPerShard", given=str(nodes.replicas_per_shard), works="use 0"
         )
 
 

@@ -40,11 +40,11 @@ def place(tmp_path: Path) -> Place:
 async def whole(running: Running) -> dict[str, View]:
     """How the Valkeys see their cluster, once it is whole."""
     wanted = {
-        f"valkey-{shard}": Wanted(
-            shard=shard,
+        f"valkey-{number}": Wanted(
+            shard=node.shard,
             endpoint=Endpoint(host="127.0.0.1", port=node.valkey, bus_port=node.bus or 0),
         )
-        for shard, node in enumerate(running.ports.nodes)
+        for number, node in enumerate(running.ports.nodes)
     }
     password = (running.folder / "valkey-password").read_text()
     while True:
@@ -150,6 +150,61 @@ async def test_a_valkey_that_is_killed_serves_its_slots_again(place: Place, anew
 
         await eventually(stores_again)
     assert load.refusals == [], "nobody noticed"
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+async def test_with_a_replica_the_entries_outlive_a_primary(place: Place, shards: int) -> None:
+    """It is killed while callers ask, and comes back empty and at the same address."""
+    place.file.write_text(
+        THREE_SHARDS.replace("shards: 3", f"shards: {shards}\n    replicasPerShard: 1")
+    )
+    texts = sorted(set(sample()))[:60]
+    async with place.local() as running:
+        before = await whole(running)
+        await until_roles(place, ["primary", "replica"] * shards)
+        async with AsyncClient(running.address) as client:
+            first = await client.embed_detailed(texts)
+        held = await until_copied(running)
+
+        async with asked(running) as load:
+            await restarted(running, "valkey-0")
+            await load.until_answered(ANSWERS)
+            after = await whole(running)
+        assert load.refusals == [], "nobody noticed"
+        assert after["valkey-0"].own.primary == before["valkey-1"].id
+        assert after["valkey-1"].keys >= held["valkey-1"].keys
+        await until_roles(place, ["replica", "primary"])
+        for node in running.ports.nodes:
+            async with AsyncClient(f"127.0.0.1:{node.grpc}") as client:
+                again = await client.embed_detailed(texts)
+            assert Source.EMBEDDER not in again.sources
+            assert np.array_equal(again.vectors, first.vectors)
+
+
+async def until_copied(running: Running) -> dict[str, View]:
+    """Wait until each replica holds as much as its primary."""
+    while True:
+        seen = await whole(running)
+        held = {view.id: view.keys for view in seen.values()}
+        if all(view.keys == held[view.own.primary or view.id] for view in seen.values()):
+            return seen
+        await asyncio.sleep(0.05)
+
+
+async def roles(place: Place) -> list[str]:
+    """Of the Valkeys, as `embedkeep status` shows them."""
+    _, out, _ = await said_by(*place.command("status", "docs", "--json"))
+    processes = json.loads(out)["docs"]["processes"]
+    return [each["role"] for each in processes.values() if "role" in each]
+
+
+async def until_roles(place: Place, first: list[str]) -> None:
+    """Wait until the first of them are so."""
+
+    async def are_so() -> bool:
+        return (await roles(place))[: len(first)] == first
+
+    await eventually(are_so)
 
 
 async def test_nodes_and_the_embedder_may_die_or_hang_while_callers_ask(place: Place) -> None:

@@ -125,7 +125,7 @@ def test_wishes_that_are_not_built_end_up_with_all_of_them(
     code, out, err = run("up", str(ROOT / "examples" / "full.yaml"), capsys=capsys)
 
     assert (code, out) == (2, "")
-    assert "spec.nodes.replicasPerShard: 1 is not built yet; use 0\n" in err
+    assert "spec.embedder.managed.replicas: 2 is not built yet; use 1, or leave it out\n" in err
     assert 'spec.tuning.mode: Recommend is not built yet; use "Off"\n' in err
 
 

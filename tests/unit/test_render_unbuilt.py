@@ -18,7 +18,6 @@ WISHES = {
     "spec.model.source.volume": {
         "model": {"name": "m", "source": {"path": "/m", "volume": {"image": {"reference": "i"}}}}
     },
-    "spec.nodes.replicasPerShard": {"nodes": {"replicasPerShard": 1}},
     "spec.embedder.managed.replicas": {"embedder": {"managed": {"replicas": 2}}},
     "spec.similarity.mode": {"similarity": {"mode": "Serve"}},
     "spec.warmup.predictor": {"warmup": {"predictor": "Markov"}},
@@ -56,7 +55,6 @@ def test_all_wishes_are_refused_at_once() -> None:
 
     assert fields == [
         "spec.model.source.hub.cacheClaim",
-        "spec.nodes.replicasPerShard",
         "spec.embedder.managed.replicas",
         "spec.similarity.mode",
         "spec.tuning.mode",
@@ -73,7 +71,7 @@ def test_all_wishes_are_refused_at_once() -> None:
         {"similarity": {"mode": "Off"}, "tuning": {"mode": "Off"}},
         {"monitoring": {"rules": False}},
         {"embedder": {"managed": {"replicas": 1, "quantization": "Int8"}}},
-        {"nodes": {"shards": 3, "replicasPerShard": 0}},
+        {"nodes": {"shards": 3, "replicasPerShard": 1}},
     ],
     ids=["off", "not wanted", "one of each", "several shards"],
 )
@@ -81,7 +79,7 @@ def test_what_is_off_is_no_wish(spec: dict[str, object]) -> None:
     assert unbuilt(a_cache(**spec)) == ()
 
 
-@pytest.mark.parametrize("name", ["openai", "quickstart", "tei", "tenants"])
+@pytest.mark.parametrize("name", ["openai", "quickstart", "shards", "tei", "tenants"])
 def test_these_examples_run_here(name: str) -> None:
     resource = load(EXAMPLES / f"{name}.yaml")
 

@@ -54,14 +54,14 @@ def test_nodes_follow_one_another_from_the_port_asked_for(first: int) -> None:
         (
             Ports(grpc=50051, metrics=50053),
             (
-                "spec.nodes.ports.metrics: 50053, for node-0, is also grpc of node-2: with 3 shards"
+                "spec.nodes.ports.metrics: 50053, for node-0, is also grpc of node-2: with 3 nodes"
                 " begin 3 apart, or leave one out for free ports"
             ),
         ),
         (
             Ports(http=9001, metrics=9000),
             (
-                "spec.nodes.ports.metrics: 9001, for node-1, is also http of node-0: with 3 shards"
+                "spec.nodes.ports.metrics: 9001, for node-1, is also http of node-0: with 3 nodes"
                 " begin 3 apart, or leave one out for free ports"
             ),
         ),

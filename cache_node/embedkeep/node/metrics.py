@@ -103,6 +103,11 @@ class Metrics:
             ["tier"],
             registry=registry,
         )
+        self.replica = Gauge(
+            "embedkeep_valkey_replica",
+            "1 while the Valkey beside this node is a replica: it holds its primary's entries.",
+            registry=registry,
+        )
         self.bytes = Gauge("embedkeep_bytes", "Memory used.", ["tier"], registry=registry)
         self.evictions = Counter(
             "embedkeep_evictions", "Entries dropped for room.", ["tier"], registry=registry

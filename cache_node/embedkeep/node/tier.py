@@ -364,6 +364,7 @@ class ValkeyTier:
         )
         gauges = self._metrics
         name = "replica" if isinstance(role, list) and role[0] == b"slave" else "valkey"
+        gauges.replica.set(name == "replica")
         if name != self._named:
             for gauge in (gauges.entries, gauges.bytes):
                 gauge.labels(self._named).set(0)

@@ -88,7 +88,8 @@ class Forming:
         if reason is Reason.SETTLED:
             took_s = time.monotonic() - self._since_s
             shards = len({each.shard for each in self._wanted.values()})
-            self._tell(f"whole after {took_s:.1f} s: {shards} shards serve all slots")
+            who = f"{shards} shards serve" if shards > 1 else "one shard serves"
+            self._tell(f"whole after {took_s:.1f} s: {who} all slots")
         elif was_whole:
             self._since_s = time.monotonic()
             self._tell(f"not whole: {self.standing}", bad=True)

@@ -29,19 +29,21 @@ class _Wish:
         return f"{self.field} of {self.node}"
 
 
-def choose_ports(wanted: WantedPorts, *, shards: int, wait_s: float) -> Ports:
+def choose_ports(wanted: WantedPorts, *, shards: int, replicas: int = 0, wait_s: float) -> Ports:
     """The ports asked for, where they can be bound now, and free ones for the others.
 
     A port that is asked for is the first node's; the other nodes follow it one by one.
 
     Args:
+        replicas: Nodes of each shard beside the first.
         wait_s: How long a port that is asked for may still be in use, seconds.
 
     Raises:
         InvalidConfig: One is in use, or two nodes would get the same; names the fields.
     """
-    wishes = _wishes(wanted, shards)
-    _refuse_collisions(wishes, shards)
+    count = shards * (1 + replicas)
+    wishes = _wishes(wanted, count)
+    _refuse_collisions(wishes, count)
     with ExitStack() as held:  # all at once, so that none is given out twice
         given = {
             (wish.field, wish.node): _number(held.enter_context(_bound(wish, wait_s)))
@@ -57,40 +59,41 @@ def choose_ports(wanted: WantedPorts, *, shards: int, wait_s: float) -> Ports:
                 http=given["http", node],
                 metrics=given["metrics", node],
                 valkey=free(),
-                bus=free() if shards > 1 else None,
+                bus=free() if count > 1 else None,
+                shard=number // (1 + replicas),
             )
-            for node in numbered("node", shards)
+            for number, node in enumerate(numbered("node", count))
         )
         return Ports(nodes=nodes, embedder_grpc=free(), embedder_metrics=free())
 
 
-def _wishes(wanted: WantedPorts, shards: int) -> tuple[_Wish, ...]:
+def _wishes(wanted: WantedPorts, count: int) -> tuple[_Wish, ...]:
     fields: Mapping[str, int | None] = {
         "grpc": wanted.grpc,
         "http": wanted.http,
         "metrics": wanted.metrics,
     }
     return tuple(
-        _Wish(field=field, node=node, port=first + shard if first is not None else None)
+        _Wish(field=field, node=node, port=first + number if first is not None else None)
         for field, first in fields.items()
-        for shard, node in enumerate(numbered("node", shards))
+        for number, node in enumerate(numbered("node", count))
     )
 
 
-def _refuse_collisions(wishes: tuple[_Wish, ...], shards: int) -> None:
+def _refuse_collisions(wishes: tuple[_Wish, ...], count: int) -> None:
     """Nodes' ports follow one another, so those of two fields may meet."""
     for wish in wishes:
         if wish.port is not None and wish.port > MOST:
             raise InvalidConfig(
-                f"{wish.port}, for {wish.node}, is past {MOST}: begin at {MOST - shards + 1}"
+                f"{wish.port}, for {wish.node}, is past {MOST}: begin at {MOST - count + 1}"
                 " or before",
                 field=f"spec.nodes.ports.{wish.field}",
             )
     for one, other in combinations(wishes, 2):
         if one.port is not None and one.port == other.port:
             raise InvalidConfig(
-                f"{other.port}, for {other.node}, is also {one}: with {shards} shards begin"
-                f" {shards} apart, or leave one out for free ports",
+                f"{other.port}, for {other.node}, is also {one}: with {count} nodes begin"
+                f" {count} apart, or leave one out for free ports",
                 field=f"spec.nodes.ports.{other.field}",
             )
 

@@ -128,7 +128,12 @@ def prepare(
     server = find_valkey(os.environ)
     asked = resource.spec.nodes or Nodes()
     wanted = asked.ports if asked.ports is not None and not free_ports else WantedPorts()
-    ports = choose_ports(wanted, shards=asked.shards, wait_s=PORT_WAIT_S if patient else 0)
+    ports = choose_ports(
+        wanted,
+        shards=asked.shards,
+        replicas=asked.replicas_per_shard,
+        wait_s=PORT_WAIT_S if patient else 0,
+    )
     configs = _Configs(
         resource=resource,
         folder=folder,
@@ -173,8 +178,11 @@ class _Configs:
     def valkeys(self) -> dict[str, Wanted]:
         """Those of a cluster by name. Empty: there is one, which is none."""
         return {
-            name: Wanted(shard=shard, endpoint=Endpoint(host=HOST, port=at.valkey, bus_port=at.bus))
-            for shard, (name, at) in enumerate(self._each("valkey"))
+            name: Wanted(
+                shard=at.shard,
+                endpoint=Endpoint(host=HOST, port=at.valkey, bus_port=at.bus),
+            )
+            for name, at in self._each("valkey")
             if at.bus is not None
         }
 

@@ -33,8 +33,8 @@ def programs(
         password: Valkey's.
     """
     env = environment()
-    shards = len(ports.nodes)
-    valkeys, nodes = numbered("valkey", shards), numbered("node", shards)
+    count = len(ports.nodes)
+    valkeys, nodes = numbered("valkey", count), numbered("node", count)
     return (
         *(
             Program(

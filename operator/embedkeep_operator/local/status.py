@@ -69,6 +69,17 @@ class Report:
         return next((said.info for said in self.nodes.values() if said.info is not None), None)
 
     @property
+    def shards(self) -> dict[int, dict[str, str]]:
+        """By shard, and by node, what the Valkey beside it is now. Empty: there are no replicas."""
+        nodes = self.run.ports.nodes
+        found: dict[int, dict[str, str]] = {}
+        for name, at in zip(numbered("node", len(nodes)), nodes, strict=True):
+            counts = self.counts[name]
+            role = "replica" if counts.is_replica else "primary"
+            found.setdefault(at.shard, {})[name] = role if counts.answers else "unknown"
+        return found if len(found) < len(nodes) else {}
+
+    @property
     def problem(self) -> str:
         """Why nodes do not answer; empty: all do."""
         several = len(self.nodes) > 1
@@ -162,6 +173,9 @@ def as_data(report: Report) -> dict[str, object]:
     }
     for name, said in report.nodes.items():
         processes[name] |= {"info": _info_as_data(said.info), "problem": said.problem}
+    for shard, roles in report.shards.items():
+        for name, role in roles.items():
+            processes[name] |= {"shard": shard, "role": role}
     return {
         "run": asdict(report.run),
         "info": _info_as_data(report.info),
@@ -189,6 +203,8 @@ def _shown(report: Report) -> RenderableType:
     if info is not None and info.model:
         facts.add_row("model", f"{info.model}, {info.dimensions} dimensions")
         facts.add_row("fingerprint", info.fingerprint or "none yet: no embedder was seen")
+    for shard, roles in report.shards.items():
+        facts.add_row(f"shard {shard}", ", ".join(f"{role} {name}" for name, role in roles.items()))
     for name, said in report.nodes.items():
         of = f" of {name}" if len(report.nodes) > 1 else ""
         for tier in said.info.tiers if said.info is not None else ():

@@ -14,6 +14,7 @@ from embedkeep_operator.local.supervisor import Child, Event, State
 TIERS: Final = {
     "l1": "L1 (memory)",
     "valkey": "Valkey",
+    "replica": "its replicas",
     "peer": "another node",
     "coalesced": "joined a miss",
     "embedder": "embedder",
@@ -116,6 +117,8 @@ def tiers(counts: Counts, rate: Mapping[str, float]) -> Table:
     for tier, name in TIERS.items():
         found = counts.lookups.get(tier, 0)
         if tier == "peer" and not found:  # seldom, and never where there is one node
+            continue
+        if tier == "replica" and not counts.bytes.get(tier):  # they answer nobody
             continue
         table.add_row(
             name,
