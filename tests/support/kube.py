@@ -35,7 +35,11 @@ RESTRICTED: Final = {
 }
 """A container's securityContext. No user: the image says which one, and that it is not root."""
 
-_VERSION = re.compile(r'^version = "(.+)"$', re.MULTILINE)
+_OTHERS: Final = {
+    "valkey": "docker.io/valkey/valkey:9",
+    "prometheus": "docker.io/prom/prometheus:v3",
+}
+_VERSION: Final = re.compile(r'^version = "(.+)"$', re.MULTILINE)
 T = TypeVar("T", bound=NamespacedResource)
 
 
@@ -44,8 +48,8 @@ def image(role: str) -> str:
     named = os.environ.get(f"EMBEDKEEP_IMAGE_{role.upper().replace('-', '_')}")
     if named:
         return named
-    if role == "valkey":
-        return "docker.io/valkey/valkey:9"
+    if role in _OTHERS:
+        return _OTHERS[role]
     found = _VERSION.search((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert found is not None
     return f"docker.io/embedkeep/{role}:{found[1]}"
@@ -132,11 +136,14 @@ class Room:
         self, kind: type[T], labels: Mapping[str, str], *, within_s: float = WAIT_S
     ) -> None:
         """Watch until nothing of a kind has these labels."""
+        for each in await self.listed(kind, labels):
+            await self.until_gone(kind, name_of(cast("_Object", each)), within_s=within_s)
+
+    async def listed(self, kind: type[T], labels: Mapping[str, str]) -> list[T]:
+        """All of a kind that have these labels now."""
         wanted: LabelSelector = {**labels}
-        listed = self.client.list(kind, namespace=self.namespace, labels=wanted)
-        names = [_name(cast("_Object", each)) async for each in listed]
-        for name in names:
-            await self.until_gone(kind, name, within_s=within_s)
+        found = self.client.list(kind, namespace=self.namespace, labels=wanted)
+        return [each async for each in found]
 
     async def until_ready(self, pod: str, *, within_s: float = WAIT_S) -> Pod:
         """Wait until a pod says that it can answer."""
@@ -211,11 +218,11 @@ class Room:
         """What somebody wants to see who finds a test failed: pods, events, ends of logs."""
         lines = [f"namespace {self.namespace}:"]
         async for pod in self.client.list(Pod, namespace=self.namespace):
-            lines.append(f"  pod {_name(pod)}: {phase(pod)}")
+            lines.append(f"  pod {name_of(pod)}: {phase(pod)}")
             for status in _statuses(pod):
                 lines.append(f"    {status.name}: {_state(status)}")
                 with suppress(ApiError):
-                    tail = (await self.logs(_name(pod), status.name)).splitlines()[-10:]
+                    tail = (await self.logs(name_of(pod), status.name)).splitlines()[-10:]
                     lines += [f"      | {line}" for line in tail]
         async for event in self.client.list(Event, namespace=self.namespace):
             about = event.involvedObject
@@ -280,7 +287,8 @@ def _state(status: ContainerStatus) -> str:
     return "ready" if status.ready else f"running, not ready, {status.restartCount} restarts"
 
 
-def _name(seen: _Object) -> str:
+def name_of(seen: _Object) -> str:
+    """What the API server calls it."""
     assert seen.metadata is not None
     assert seen.metadata.name is not None
     return seen.metadata.name

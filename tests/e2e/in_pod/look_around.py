@@ -22,7 +22,6 @@ def writable(folder: str) -> bool:
 site = next(Path(folder) for folder in sys.path if folder.endswith("site-packages"))
 found = {
     "user": os.getuid(),
-    "group": os.getgid(),
     "version": version("embedkeep"),
     "distributions": sorted({each.name.lower() for each in distributions(path=[str(site)])}),
     "tools": [tool for tool in ("cc", "gcc", "make", "git", "curl") if shutil.which(tool)],
