@@ -25,10 +25,10 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 
 def test_a_release_makes_these_objects_and_no_other() -> None:
     assert _named(helm.template("--skip-tests")) == {
-        ("ClusterRole", "embedkeep-system:embedkeep"),
-        ("ClusterRole", "embedkeep-system:embedkeep:edit"),
-        ("ClusterRole", "embedkeep-system:embedkeep:view"),
-        ("ClusterRoleBinding", "embedkeep-system:embedkeep"),
+        ("ClusterRole", "embedkeep:embedkeep-system"),
+        ("ClusterRole", "embedkeep:embedkeep-system:edit"),
+        ("ClusterRole", "embedkeep:embedkeep-system:view"),
+        ("ClusterRoleBinding", "embedkeep:embedkeep-system"),
         ("CustomResourceDefinition", "embeddingcaches.embedkeep.dev"),
         OPERATOR,
         ("NetworkPolicy", "embedkeep"),
@@ -51,15 +51,13 @@ def test_a_second_release_for_some_namespaces_makes_nothing_that_is_the_clusters
 
     assert {each["metadata"].get("namespace") for each in made} == {"ours", "theirs"}
     assert {name for name in _named(made) if name[0] in {"Role", "RoleBinding"}} == {
-        ("Role", "ours:second-embedkeep"),
-        ("RoleBinding", "ours:second-embedkeep"),
+        ("Role", "second-embedkeep:ours"),
+        ("RoleBinding", "second-embedkeep:ours"),
         ("Role", "second-embedkeep-lease"),
         ("RoleBinding", "second-embedkeep-lease"),
     }
     assert {
-        each["metadata"]["namespace"]
-        for each in made
-        if each["metadata"]["name"].startswith("ours:")
+        each["metadata"]["namespace"] for each in made if each["metadata"]["name"].endswith(":ours")
     } == {"ours", "theirs"}
 
 
@@ -139,7 +137,7 @@ def test_the_lease_that_the_operator_is_told_of_is_the_one_it_may_hold() -> None
 
 
 def test_secrets_are_neither_listed_nor_watched_nor_deleted() -> None:
-    rules = _one(helm.template(), ("ClusterRole", "embedkeep-system:embedkeep"))["rules"]
+    rules = _one(helm.template(), ("ClusterRole", "embedkeep:embedkeep-system"))["rules"]
 
     assert [rule["verbs"] for rule in rules if "secrets" in rule["resources"]] == [
         ["create", "get"]
@@ -157,7 +155,7 @@ def test_rights_on_optional_kinds_can_be_left_out() -> None:
 
     groups = {
         group
-        for rule in _one(made, ("ClusterRole", "embedkeep-system:embedkeep"))["rules"]
+        for rule in _one(made, ("ClusterRole", "embedkeep:embedkeep-system"))["rules"]
         for group in rule["apiGroups"]
     }
     assert not {"monitoring.coreos.com", "cert-manager.io"} & groups

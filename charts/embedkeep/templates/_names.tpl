@@ -11,7 +11,7 @@
 
 {{/* Name of what it makes elsewhere: two releases of one name in two namespaces must not meet. */}}
 {{- define "embedkeep.clusterName" -}}
-{{- printf "%s:%s" .Release.Namespace (include "embedkeep.name" .) -}}
+{{- printf "%s:%s" (include "embedkeep.name" .) .Release.Namespace -}}
 {{- end -}}
 
 {{- define "embedkeep.selector" -}}
