@@ -66,7 +66,8 @@ def server(kubernetes: ApiServer) -> ApiServer:
             },
         },
     )
-    secret: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "stringData": {"valkey-password": PLANTED},
+    planted = {"valkey-password": PLANTED}
+    secret: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "stringData": planted,
               "metadata": {"name": "docs-auth", "namespace": NAMESPACE,
                            "labels": shard["metadata"]["labels"]}}  # fmt: skip
     kubernetes.apply(secret)

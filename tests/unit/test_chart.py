@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from embedkeep_operator import crd
+from embedkeep_operator.kubernetes.process import operator
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "embedkeep"
@@ -83,3 +84,14 @@ def _parts(part: Mapping[str, object], path: str) -> Iterator[tuple[str, Json]]:
     assert isinstance(children, dict)
     for name, child in children.items():
         yield from _parts(child, f"{path}.{name}" if path else name)
+
+
+def test_the_operator_knows_every_flag_that_the_chart_gives_it() -> None:
+    """One that it does not know would keep it from starting."""
+    given = set(
+        re.findall(r"- (--[a-z-]+)=", (CHART / "templates" / "deployment.yaml").read_text())
+    )
+    known = {name for option in operator.params for name in option.opts}
+
+    assert given
+    assert given <= known
