@@ -1,7 +1,7 @@
 """Another password for real Valkeys with replicas, while a node reads from them all the time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,27 +11,17 @@ from embedkeep.config import Cluster, Member, ValkeyTarget
 from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.shards import Shards
-from embedkeep.node.tiers import Run
 from embedkeep_operator.rotation import Access, digest, next_lines, renewals
 from embedkeep_operator.valkeys import Valkeys
 from support.formed import PASSWORD, Formed, formed
 from support.node import until
-from support.tier import DIMENSIONS, an_entry
+from support.tier import DIMENSIONS, Unshared, an_entry
 
 pytestmark = pytest.mark.timeout(120)
 
 NEW = "an0ther"
 KEYS = [Key(bytes([number]) * KEY_BYTES) for number in range(1, 41)]
 OLD_AGE_S = 9e9
-
-
-class Nothing:
-    """What is shared: nothing."""
-
-    async def sync(self, run: Run, here: Callable[[bytes], bytes]) -> str | None:
-        del here
-        await run([("PING",)])
-        return None
 
 
 class Reader:
@@ -48,7 +38,7 @@ class Reader:
                 port=members[0].valkey_port, password_file=password_file, read_timeout_s=5.0
             ),
             Cluster(name="valkey-0", members=members),
-            shared=Nothing(),
+            shared=Unshared(),
             metrics=self.metrics,
             poll_s=0.1,
         )

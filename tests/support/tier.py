@@ -40,6 +40,15 @@ class Synced:
         return None
 
 
+class Unshared:
+    """Nothing is shared through a cluster's Valkeys: they are only asked whether they are there."""
+
+    async def sync(self, run: Run, here: Callable[[bytes], bytes]) -> str | None:
+        del here
+        await run([("PING",)])
+        return None
+
+
 class Tier:
     """A tier that runs, with what it counts."""
 
