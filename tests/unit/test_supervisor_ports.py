@@ -8,7 +8,7 @@ import pytest
 
 from embedkeep.errors import InvalidConfig
 from embedkeep_operator.api_nodes import Ports
-from embedkeep_operator.local.ports import choose_ports
+from embedkeep_operator.local.ports import FREE, choose_ports
 
 
 @pytest.fixture
@@ -22,6 +22,14 @@ def first() -> Iterator[int]:
             continue
         yield port
         return
+
+
+def test_free_ports_are_none_that_connections_get() -> None:
+    """A child that is started again would find its port given away."""
+    ports = choose_ports(Ports(), shards=3, wait_s=0)
+    given = [each for node in ports.nodes for each in (node.grpc, node.http, node.valkey)]
+
+    assert all(each in FREE for each in (*given, ports.embedder_grpc, ports.embedder_metrics))
 
 
 def test_one_shard_has_no_bus() -> None:

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import kopf
 
@@ -88,6 +88,8 @@ async def watch(
     operator = kopf.operator(
         registry=_registry(kinds, tell),
         settings=_settings(kinds),
+        # Its own would be made of a user's name, which a container has none of.
+        identity=cast(Any, MANAGER),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=list(namespaces),

@@ -220,6 +220,10 @@ class Kube:
             failed = _ERRORS.get(int(error.status.code or 0), Unreachable)
             self._requests.ended(verb, failed.reason)
             raise failed(f"{verb} {what}: {error.status.message}") from error
+        except httpx2.HTTPStatusError as error:  # an answer that is no Status: no such API group
+            failed = _ERRORS.get(error.response.status_code, Unreachable)
+            self._requests.ended(verb, failed.reason)
+            raise failed(f"{verb} {what}: {error.response.reason_phrase}") from error
         except (httpx2.HTTPError, OSError) as error:
             self._requests.ended(verb, Unreachable.reason)
             raise Unreachable(f"{verb} {what}: {str(error) or type(error).__name__}") from error

@@ -7,17 +7,18 @@ they have told all.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from types import MappingProxyType
 from typing import Final
 
 import structlog
 from lightkube.resources.core_v1 import Pod
 
+from embedkeep.errors import EmbedKeepError, Unavailable
 from embedkeep_operator.api import KIND
 from embedkeep_operator.kubernetes.containment import Json
 from embedkeep_operator.kubernetes.failures import ApiFailed, Forbidden, Missing, Rejected
-from embedkeep_operator.kubernetes.handlers import watch
+from embedkeep_operator.kubernetes.handlers import Watched, watch
 from embedkeep_operator.kubernetes.kube import MANAGER, Cache, Kind, Kube
 from embedkeep_operator.kubernetes.leadership import utc_now
 from embedkeep_operator.kubernetes.metrics import OperatorMetrics
@@ -26,6 +27,9 @@ from embedkeep_operator.kubernetes.settings import Settings
 from embedkeep_operator.kubernetes.store import Id, Key, Store, identity, version
 from embedkeep_operator.kubernetes.workqueue import WorkQueue, backoff_s
 from embedkeep_operator.resources import OWNED
+from embedkeep_operator.resources.context import CERTIFICATES, RULES, SERVICE_MONITORS
+from embedkeep_operator.resources.monitoring import PrometheusRule, ServiceMonitor
+from embedkeep_operator.resources.security import Certificate
 
 _log = structlog.get_logger()
 
@@ -41,11 +45,41 @@ OURS: Final = {"app.kubernetes.io/managed-by": MANAGER}
 KINDS: Final[tuple[Kind, ...]] = (*OWNED, Pod)
 """What belongs to resources in every cluster, and is watched."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optional:
+    """A kind that not every cluster has."""
+
+    kind: Kind
+    watched: Watched
+
+
+OPTIONAL: Final[Mapping[str, Optional]] = MappingProxyType(
+    {
+        SERVICE_MONITORS: Optional(
+            kind=ServiceMonitor, watched=Watched("monitoring.coreos.com", "v1", "servicemonitors")
+        ),
+        RULES: Optional(
+            kind=PrometheusRule, watched=Watched("monitoring.coreos.com", "v1", "prometheusrules")
+        ),
+        CERTIFICATES: Optional(
+            kind=Certificate, watched=Watched("cert-manager.io", "v1", "certificates")
+        ),
+    }
+)
+"""By the names of their CustomResourceDefinitions."""
+
 AGAIN_S: Final[Mapping[type[ApiFailed], float]] = MappingProxyType(
     {Missing: 10.0, Forbidden: 30.0, Rejected: 60.0}
 )
 """Least wait after a failure, beside one that grows with each in a row: rights, namespaces and
 kinds come by other hands, which tell nobody. All other failures: none."""
+
+
+class KindsChanged(Unavailable):
+    """A new process must begin, and watch them."""
+
+    reason = "KindsChanged"
 
 
 class Operator:
@@ -59,6 +93,7 @@ class Operator:
         self._clock = loop.time
         self._store = Store()
         self._queue = WorkQueue[Key](loop.time)
+        self._optional: frozenset[str] = frozenset()
         self._failures: dict[Key, int] = {}
         self._heard_s = loop.time()
         self._told: dict[Id, int] | None = None
@@ -71,20 +106,34 @@ class Operator:
         )
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled.
+
+        Raises:
+            EmbedKeepError: Only a new process can go on; says why.
+        """
+        self._optional = await self._optional_kinds()
         await self._list()
-        around = Surroundings(settings=self._settings, kinds=frozenset(), now=utc_now)
+        around = Surroundings(settings=self._settings, kinds=self._optional, now=utc_now)
         reconciler = Reconciler(self._kube, self._store, around, self._metrics)
         for key in self._store.keys(KIND):
             self._queue.add(key)
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(self._settings.workers):
-                tasks.create_task(self._work(reconciler), name=f"worker {number}")
-            tasks.create_task(self._resync(), name="resync")
-            tasks.create_task(
-                watch(self.hear, namespaces=self._settings.namespaces),
-                name="watches",
-            )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(self._settings.workers):
+                    tasks.create_task(self._work(reconciler), name=f"worker {number}")
+                tasks.create_task(self._resync(), name="resync")
+                tasks.create_task(
+                    watch(
+                        self.hear,
+                        namespaces=self._settings.namespaces,
+                        optional=[OPTIONAL[name].watched for name in sorted(self._optional)],
+                    ),
+                    name="watches",
+                )
+        except ExceptionGroup as errors:
+            # One that is known says more than the group that it stands in.
+            known = [each for each in errors.exceptions if isinstance(each, EmbedKeepError)]
+            raise (known[0] if known else errors) from errors
 
     def hear(self, there: bool, found: Json) -> None:  # noqa: FBT001  # `handlers.Hear`
         """An object is there or has changed, or is gone."""
@@ -107,6 +156,10 @@ class Operator:
                     outcome = await reconciler.reconcile(key)
             except ApiFailed as error:
                 outcome = Outcome(again_s=None, failed=error)
+            except Exception as error:  # noqa: BLE001  # the outermost edge, which logs it
+                # A bug that one resource brings out is no reason to leave the others alone.
+                _log.exception("a bug", cache=str(key))
+                outcome = Outcome(again_s=None, failed=ApiFailed(f"a bug: {error!r}"))
             finally:
                 self._queue.done(key)
             self._after(key, outcome)
@@ -132,7 +185,7 @@ class Operator:
         """
         untold: dict[Id, int] = {}
         for namespace in self._settings.namespaces or (EVERYWHERE,):
-            for kind in (Cache, *KINDS):
+            for kind in (Cache, *KINDS, *(OPTIONAL[name].kind for name in self._optional)):
                 found = await self._kube.list(
                     kind, namespace, labels=None if kind is Cache else OURS
                 )
@@ -145,6 +198,13 @@ class Operator:
                     self._queue.add(key)
         return untold
 
+    async def _optional_kinds(self) -> frozenset[str]:
+        """Which of the optional kinds this cluster has."""
+        namespace = (*self._settings.namespaces, EVERYWHERE)[0]
+        return frozenset(
+            [name for name, each in OPTIONAL.items() if await self._kube.has(each.kind, namespace)]
+        )
+
     async def _resync(self) -> None:
         """Now and then see that the watches tell everything.
 
@@ -155,6 +215,8 @@ class Operator:
             await asyncio.sleep(RESYNC_S)
             self._told = {}
             try:
+                if (kinds := await self._optional_kinds()) != self._optional:
+                    raise KindsChanged(f"the cluster's optional kinds are now {sorted(kinds)}")
                 untold = await self._list()
             except ApiFailed as error:
                 _log.warning("resync not done", error=str(error))

@@ -5,6 +5,7 @@ Nothing is remembered between two looks: whatever the state, the same few rules 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -20,7 +21,10 @@ from embedkeep_operator.kubernetes.containment import Json, is_applied
 from embedkeep_operator.kubernetes.rollout import Member, next_step
 from embedkeep_operator.kubernetes.store import Id, identity, metadata_of
 from embedkeep_operator.kubernetes.troubles import troubles
+from embedkeep_operator.resources import OWNED
+from embedkeep_operator.resources.monitoring import PrometheusRule, ServiceMonitor
 from embedkeep_operator.resources.names import OPERATOR
+from embedkeep_operator.resources.security import Certificate
 
 SHARD: Final = "embedkeep.dev/shard"
 COMPONENT: Final = "app.kubernetes.io/component"
@@ -67,11 +71,10 @@ class Plan:
     report: Report
 
 
-MADE: Final = frozenset(
-    {"StatefulSet", "Deployment", "CronJob", "Service", "ConfigMap", "ServiceAccount"}
-    | {"PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor", "PrometheusRule"}
+KINDS: Final[Mapping[str, type[NamespacedResource]]] = MappingProxyType(
+    {kind.__name__: kind for kind in (*OWNED, ServiceMonitor, PrometheusRule, Certificate)}
 )
-"""Kinds that the operator makes itself, and deletes where they are no longer wanted."""
+"""What the operator makes itself, and deletes where it is no longer wanted, by name."""
 
 
 def plan(observed: Observed, wanted: Sequence[NamespacedResource]) -> Plan:
@@ -90,7 +93,7 @@ def plan(observed: Observed, wanted: Sequence[NamespacedResource]) -> Plan:
     surplus = tuple(
         where
         for where, live in sorted(observed.live.items())
-        if where.kind in MADE and where not in objects and _is_controlled(live)
+        if where.kind in KINDS and where not in objects and _is_controlled(live)
     )
     pods = [_pod(live) for where, live in sorted(observed.live.items()) if where.kind == "Pod"]
     members = [_member(pod, observed) for pod in pods if _label(pod, COMPONENT) == "node"]

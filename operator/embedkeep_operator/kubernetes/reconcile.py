@@ -30,15 +30,14 @@ from embedkeep_operator.kubernetes import conditions
 from embedkeep_operator.kubernetes.conditions import Report, Stop
 from embedkeep_operator.kubernetes.containment import Json
 from embedkeep_operator.kubernetes.failures import ApiFailed, Conflict, Rejected, Unreachable
-from embedkeep_operator.kubernetes.kube import Kind, Kube
+from embedkeep_operator.kubernetes.kube import Kube
 from embedkeep_operator.kubernetes.metrics import OperatorMetrics
-from embedkeep_operator.kubernetes.planning import Formed, Observed, Plan, all_well, plan
+from embedkeep_operator.kubernetes.planning import KINDS, Formed, Observed, Plan, all_well, plan
 from embedkeep_operator.kubernetes.reading import Seen, read
 from embedkeep_operator.kubernetes.releases import RESOLVED, Resolved, kept_images, resolve
 from embedkeep_operator.kubernetes.settings import OPERATOR_PODS, Settings
 from embedkeep_operator.kubernetes.store import Id, Key, Store, identity
 from embedkeep_operator.resources import (
-    OWNED,
     Context,
     Images,
     Pods,
@@ -62,7 +61,6 @@ EVENTS_S: Final = 10.0
 """Between two reads of a namespace's events while something is not ready, seconds."""
 PASSES: Final = (Conflict, Unreachable)
 """What passes by itself; all else waits for somebody."""
-KINDS: Final[Mapping[str, Kind]] = {kind.__name__: kind for kind in OWNED}
 PINNED: Final = frozenset({"StatefulSet", "Deployment"})
 """Kinds that say which images were chosen for them."""
 
@@ -184,7 +182,12 @@ class Reconciler:
         if resource.spec.paused:
             await self._say(seen, replace(seen.last(), paused=True))
             return Outcome(again_s=None)
-        return await self._lead_on(seen, resource)
+        try:
+            return await self._lead_on(seen, resource)
+        except InvalidConfig as error:  # what no schema bounds, as an affinity that is none
+            stop = Stop(reason=conditions.Reason.INVALID, message=str(error))
+            await self._say(seen, replace(seen.last(), stop=stop))
+            return Outcome(again_s=None)
 
     async def _lead_on(self, seen: Seen, resource: EmbeddingCache) -> Outcome:
         live = {identity(each): each for each in self._store.owned(seen.key)}

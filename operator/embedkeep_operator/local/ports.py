@@ -1,5 +1,7 @@
 """Which ports a cache gets on this machine. Blocks while a port of a killed run is still held."""
 
+import contextlib
+import random
 import socket
 import time
 from collections.abc import Mapping
@@ -14,6 +16,9 @@ from embedkeep_operator.api_nodes import Ports as WantedPorts
 
 HOST: Final = "127.0.0.1"
 MOST: Final = 65_535
+FREE: Final = range(10_240, 32_768)
+"""Where free ports are looked for: below those that Linux and macOS give to connections."""
+TRIES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +56,7 @@ def choose_ports(wanted: WantedPorts, *, shards: int, replicas: int = 0, wait_s:
         }
 
         def free() -> int:
-            return _number(held.enter_context(_listener(0)))
+            return _number(held.enter_context(_free()))
 
         nodes = tuple(
             NodePorts(
@@ -107,7 +112,7 @@ def _bound(wish: _Wish, wait_s: float) -> socket.socket:
     give_up_at = time.monotonic() + wait_s
     while True:
         try:
-            return _listener(wish.port or 0)
+            return _free() if wish.port is None else _listener(wish.port)
         except OSError as error:
             if time.monotonic() < give_up_at:
                 time.sleep(0.1)
@@ -117,6 +122,17 @@ def _bound(wish: _Wish, wait_s: float) -> socket.socket:
                 " out, or give --free-ports, for a free one",
                 field=f"spec.nodes.ports.{wish.field}",
             ) from error
+
+
+def _free() -> socket.socket:
+    """One that the kernel gives to nobody's outgoing connection.
+
+    A process that ends and is started again finds it free.
+    """
+    for port in random.sample(FREE, TRIES):
+        with contextlib.suppress(OSError):
+            return _listener(port)
+    return _listener(0)
 
 
 def _listener(port: int) -> socket.socket:
