@@ -171,16 +171,33 @@ async def test_each_history_is_found_in_the_shard_that_owns_it(
 
 
 async def test_a_dead_shard_costs_its_own_tenants_plans_and_is_told(
-    store: Valkey, whole: Valkeys, tmp_path: Path
+    whole: Valkeys, tmp_path: Path
 ) -> None:
-    del whole
-    remember(store, "a", tenant="a")
+    names = [f"t{number}" for number in range(12)]
+    home = {name: whole.where(fence_name(tag_of(name))) for name in names}
+    for name in names:
+        remember(whole[home[name]], f"of {name}", tenant=name)
+    dead = free_port()
+
     report = await predict(
-        told(free_port(), store.port, **tenants(tmp_path, "a")), now_s=time.time()
+        told(dead, whole["a"].port, whole["b"].port, **tenants(tmp_path, *names)),
+        now_s=time.time(),
     )
 
-    assert texts_of(store, "a") == ["a"]
-    assert len(report.problems) == 1
+    planned = {name for name in names if texts_of(whole[home[name]], name)}
+    assert planned == {name for name in names if home[name] != "c"}
+    assert [f"127.0.0.1:{dead}" in problem for problem in report.problems] == [True]
+
+
+async def test_a_valkey_that_is_away_and_owns_nobodys_history_is_passed_over(
+    store: Valkey,
+) -> None:
+    """As a replica is."""
+    remember(store, "a")
+    report = await predict(told(free_port(), store.port), now_s=time.time())
+
+    assert texts_of(store) == ["a"]
+    assert report.problems == []
 
 
 async def test_a_valkey_that_hangs_is_given_up(own: Valkey) -> None:

@@ -86,7 +86,7 @@ class Recorder:
         self._clock_s = clock_s
         self._waiting: dict[bytes, _Waiting] = {}
         self._nbytes = 0
-        self._half_full = asyncio.Event()
+        self._full = asyncio.Event()
         metrics.history_waiting.set_function(lambda: self._nbytes)
 
     def note(self, texts: Sequence[str], prompt: str, tenant: Partition) -> None:
@@ -106,7 +106,7 @@ class Recorder:
             elif nbytes + waiting.nbytes > config.max_waiting_bytes - self._nbytes - nbytes:
                 # As in `admission`: a tenant may use as much as is free beside it.
                 self._noted[Noted.NO_ROOM].inc()
-                self._half_full.set()
+                self._full.set()
             else:
                 counts[named] = 1
                 waiting.nbytes += nbytes
@@ -123,8 +123,8 @@ class Recorder:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.flush_s):
-                    await self._half_full.wait()
-            self._half_full.clear()
+                    await self._full.wait()
+            self._full.clear()
             await self.flush(tier)
 
     async def flush(self, tier: Tier) -> None:
@@ -148,6 +148,7 @@ class Recorder:
         asked = None if texts is None else [Asked(prompt=prompt, text=text) for text in texts]
         try:
             await _forget(asked, tenant, tier)
+            await tier.share()  # until replicas have forgotten too: one may take over
         except Unavailable as error:
             raise Unavailable(
                 f"forgotten, but not in the history of what was asked for, so repeat the call: "

@@ -104,7 +104,11 @@ async def predict(config: PredictorConfig, *, now_s: float) -> Report:
             raise
         except EmbedKeepError as error:
             report.problems.append(f"valkey {where}: {error}")
-    if unseen and not report.problems:
+    if not unseen:  # whoever is away is nobody's primary, such as a replica
+        for why in report.problems:
+            log.info("passed over", why=why)
+        report.problems.clear()
+    elif not report.problems:
         report.problems.append(
             f"the histories of {len(unseen)} of {len(_tags(config))} tenants lie in none of the "
             f"{len(config.valkeys)} Valkeys that this was told of"
