@@ -3,6 +3,7 @@
 The decisions are `topology`'s, the talking is `valkeys`'.
 """
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,9 +28,17 @@ class Led:
         return f"{self.reason} ({self.detail})" if self.detail else str(self.reason)
 
 
-async def lead_on(wanted: Mapping[str, Wanted], password: str) -> Led:
-    """Look once at the *wanted* Valkeys, by name, and take the steps that are safe now."""
-    async with Valkeys(wanted, password) as valkeys:
+async def lead_on(
+    wanted: Mapping[str, Wanted], *passwords: str, tls: ssl.SSLContext | None = None
+) -> Led:
+    """Look once at the *wanted* Valkeys, and take the steps that are safe now.
+
+    Args:
+        wanted: By name.
+        passwords: Theirs, tried in this order.
+        tls: Whom to trust. None: plain TCP.
+    """
+    async with Valkeys(wanted, *passwords, tls=tls) as valkeys:
         seen = await valkeys.look()
         todo = plan(wanted, seen)
         for step in todo.steps:

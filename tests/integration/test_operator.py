@@ -270,6 +270,27 @@ def test_a_second_operator_waits_and_follows_at_once_when_the_first_ends(world: 
     assert world.until(lambda: world.get("ek")["items"][0]["status"]["observedGeneration"] == 2)
 
 
+def test_a_secret_that_is_missing_is_named_and_its_coming_mends_it(world: World) -> None:
+    world.server.apply(world.cache(security={"tls": {"secretName": "nowhere"}}))
+    world.start()
+    world.wait("Stalled=True")
+
+    (cache,) = world.get("ek")["items"]
+    said = {each["type"]: each for each in cache["status"]["conditions"]}
+    assert said["Ready"]["reason"] == "Missing"
+    assert f"no Secret nowhere in {world.namespace}" in said["Stalled"]["message"]
+    authority = Path(str(world.server.ca_file)).read_text()
+    world.server.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "nowhere", "namespace": world.namespace},
+            "stringData": {"ca.crt": authority, "tls.crt": "", "tls.key": ""},
+        }
+    )
+    world.wait("Stalled=False")
+
+
 def test_secrets_are_made_once_and_never_shown(world: World) -> None:
     world.server.apply(world.cache())
     first = world.start()

@@ -7,9 +7,10 @@ conditions and tried again; one object that cannot be applied does not keep the 
 import base64
 import math
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Final, Self
@@ -29,7 +30,13 @@ from embedkeep_operator.forming import lead_on
 from embedkeep_operator.kubernetes import conditions
 from embedkeep_operator.kubernetes.conditions import Report, Stop
 from embedkeep_operator.kubernetes.containment import Json
-from embedkeep_operator.kubernetes.failures import ApiFailed, Conflict, Rejected, Unreachable
+from embedkeep_operator.kubernetes.failures import (
+    ApiFailed,
+    Conflict,
+    Missing,
+    Rejected,
+    Unreachable,
+)
 from embedkeep_operator.kubernetes.kube import Kube
 from embedkeep_operator.kubernetes.metrics import OperatorMetrics
 from embedkeep_operator.kubernetes.planning import KINDS, Formed, Observed, Plan, all_well, plan
@@ -37,6 +44,7 @@ from embedkeep_operator.kubernetes.reading import Seen, read
 from embedkeep_operator.kubernetes.releases import RESOLVED, Resolved, kept_images, resolve
 from embedkeep_operator.kubernetes.settings import OPERATOR_PODS, Settings
 from embedkeep_operator.kubernetes.store import Id, Key, Store, identity
+from embedkeep_operator.render import tls_secret
 from embedkeep_operator.resources import (
     Context,
     Images,
@@ -47,8 +55,8 @@ from embedkeep_operator.resources import (
     missing,
     ports,
 )
-from embedkeep_operator.resources.names import host_of, of, pod_host_of, pods_of, shards
-from embedkeep_operator.resources.security import PASSWORD_KEY
+from embedkeep_operator.resources.names import host_of, of, pods_of, shards
+from embedkeep_operator.resources.security import AUTHORITY, PASSWORD_KEY, expected_name
 
 _log = structlog.get_logger()
 
@@ -57,6 +65,8 @@ SETTLED_S: Final = 60.0
 written: pods and objects tell of themselves, only a Valkey's opinion of its cluster does not."""
 UNSETTLED_S: Final = 1.0
 """The same while something is on its way."""
+ACCESS_S: Final = 30.0
+"""After which passwords and authorities are read again while a Valkey does not answer, seconds."""
 EVENTS_S: Final = 10.0
 """Between two reads of a namespace's events while something is not ready, seconds."""
 PASSES: Final = (Conflict, Unreachable)
@@ -140,6 +150,35 @@ def context_of(seen: Seen, around: Surroundings, images: Resolved) -> Context:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Access:
+    """How the Valkeys of a cache are reached."""
+
+    passwords: tuple[str, ...] = field(repr=False)
+    tls: ssl.SSLContext | None
+    read_s: float
+    """When it was read, monotonic."""
+
+
+def _decoded(found: Mapping[str, str], secret: str, key: str) -> str:
+    """A key of a Secret.
+
+    Raises:
+        Rejected: It is not there, or no text.
+    """
+    try:
+        return base64.b64decode(found[key]).decode()
+    except (KeyError, ValueError) as error:
+        raise Rejected(f"Secret {secret}: {key} is missing, or no text") from error
+
+
+def _trusting(authority: str, secret: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cadata=authority)
+    except ssl.SSLError as error:
+        raise Rejected(f"Secret {secret}: {AUTHORITY} is no certificate in PEM") from error
+
+
 class Reconciler:
     """Works on one resource at a time, whichever it is called for.
 
@@ -157,8 +196,8 @@ class Reconciler:
         self._store = store
         self._around = around
         self._metrics = metrics
-        self._passwords: dict[Key, str] = {}
-        """Of Valkeys, by cache: so that a steady state reads no Secret."""
+        self._access: dict[Key, _Access] = {}
+        """To Valkeys, by cache: so that a steady state reads no Secret."""
         self._warned: dict[Key, tuple[float, tuple[Event, ...]]] = {}
         """Events, and when they were read; only of what is not ready."""
 
@@ -171,7 +210,7 @@ class Reconciler:
         raw = self._store.get(KIND, key.namespace, key.name)
         if raw is None or (seen := Seen(key=key, raw=raw)).leaves:
             self._warned.pop(key, None)
-            self._passwords.pop(key, None)  # what the resource owns, the garbage collector deletes
+            self._access.pop(key, None)  # what the resource owns, the garbage collector deletes
             return Outcome(again_s=None)
         try:
             resource = read(seen)
@@ -199,7 +238,7 @@ class Reconciler:
         )
         context = context_of(seen, around, images)
         with failures:
-            await self._ensure_secret(seen, resource, context)
+            await self._ensure_access(seen, resource, context)
         formed = None
         with failures:
             formed = await self._form(seen.key, resource, context, live.values())
@@ -228,35 +267,39 @@ class Reconciler:
         settled = report.is_settled and not planned.apply and not planned.delete
         return Outcome(again_s=SETTLED_S if settled else UNSETTLED_S, failed=failures.first)
 
-    async def _ensure_secret(self, seen: Seen, resource: EmbeddingCache, context: Context) -> None:
-        """Create what only the cache's own processes know, once; its password is remembered."""
-        if seen.key in self._passwords:
+    async def _ensure_access(self, seen: Seen, resource: EmbeddingCache, context: Context) -> None:
+        """Create what only the cache's own processes know, once; what it says is remembered."""
+        if seen.key in self._access:
             return
-        name = auth_of(resource)
-        found = await self._kube.secret(name, seen.key.namespace)
+        name, namespace = auth_of(resource), seen.key.namespace
+        found = await self._kube.secret(name, namespace)
         if found is None:
             password, secret = secrets.token_hex(32), secrets.token_hex(32)
             made = build_auth(resource, context, password=password, cluster_secret=secret)
             await self._kube.create(made)
-            self._passwords[seen.key] = password
-            return
-        try:
-            self._passwords[seen.key] = base64.b64decode(found[PASSWORD_KEY]).decode()
-        except (KeyError, ValueError) as error:
-            raise Rejected(
-                f"Secret {name}: {PASSWORD_KEY} is missing or no text; delete the Secret and the "
-                "pods, and both are made anew"
-            ) from error
+            passwords: tuple[str, ...] = (password,)
+        else:
+            passwords = tuple(_decoded(found, name, PASSWORD_KEY).split())
+        tls = None
+        if (certificates := tls_secret(resource)) is not None:
+            trusted = await self._kube.secret(certificates, namespace)
+            if trusted is None:
+                raise Missing(
+                    f"spec.security.tls: there is no Secret {certificates} in {namespace}; create "
+                    "it, or correct its name"
+                )
+            tls = _trusting(_decoded(trusted, certificates, AUTHORITY), certificates)
+        self._access[seen.key] = _Access(passwords=passwords, tls=tls, read_s=time.monotonic())
 
     async def _form(
         self, key: Key, resource: EmbeddingCache, context: Context, live: Iterable[Json]
     ) -> Formed | None:
-        wanted = valkeys_of(resource, context, live)
-        if key not in self._passwords:
+        if (access := self._access.get(key)) is None:
             return None
-        led = await lead_on(wanted, self._passwords[key])
-        if "WRONGPASS" in led.detail:
-            del self._passwords[key]  # rotated by hand: read it again
+        wanted = valkeys_of(resource, context, live)
+        led = await lead_on(wanted, *access.passwords, tls=access.tls)
+        if led.detail and time.monotonic() - access.read_s > ACCESS_S:
+            del self._access[key]  # it may have been changed by hand
         return Formed(
             settled=led.reason is topology.Reason.SETTLED,
             why=led.standing,
@@ -331,7 +374,7 @@ def valkeys_of(
             endpoint=Endpoint(host=address, port=ports.VALKEY, bus_port=ports.VALKEY_BUS)
             if (address := addresses.get(pod))
             else None,
-            hostname=pod_host_of(resource, context, pod),
+            hostname=expected_name(resource, context),
         )
         for shard in shards(resource)
         for pod in pods_of(resource, shard)
