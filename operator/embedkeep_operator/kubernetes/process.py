@@ -146,14 +146,19 @@ async def _health_served(settings: Settings, health: Health) -> AsyncIterator[No
     runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "0.0.0.0", settings.health_port).start()  # noqa: S104  # the kubelet's
+        await _listen(runner, settings.health_port)
         yield
-    except OSError as error:
-        raise InvalidConfig(
-            f"cannot listen on port {settings.health_port}: {error.strerror}", field="--health-port"
-        ) from error
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, port: int) -> None:
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104  # the kubelet comes from outside
+    except OSError as error:
+        raise InvalidConfig(
+            f"cannot listen on port {port}: {error.strerror}", field="--health-port"
+        ) from error
 
 
 _DEFAULT: Final = Settings()
