@@ -152,6 +152,23 @@ def test_an_operator_for_some_namespaces_may_do_nothing_in_others(server: ApiSer
     assert allowed(server, "rag", forbidden("rag", lease="rag"), wanted=False) == set()
 
 
+def test_no_right_is_given_that_the_operator_does_not_need() -> None:
+    (role,) = [
+        each
+        for each in helm.template()
+        if (each["kind"], each["metadata"]["name"]) == ("ClusterRole", "embedkeep:embedkeep-system")
+    ]
+
+    given = {
+        (verb, group, resource, "")
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert given == needed("")
+
+
 def bound(*, namespace: str, **values: Any) -> list[helm.Json]:
     """The rights that a release in *namespace* gives, and the namespaces that they are for."""
     kinds = {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"}

@@ -109,8 +109,9 @@ def _counts(counts: Counts | None) -> RenderableType | None:
     if counts is None:
         return None
     table = Table.grid(padding=(0, 2, 0, 0))
-    ratio = "none asked yet" if counts.hit_ratio is None else f"{counts.hit_ratio:.1%}"
-    table.add_row("hit ratio", Text(f"{ratio} of {counts.answered:,.0f} since the pods' start"))
+    ratio = counts.hit_ratio
+    asked = f"{ratio:.1%} of {counts.answered:,.0f}" if ratio is not None else "nothing was asked"
+    table.add_row("hit ratio", Text(f"{asked} since the pods' start"))
     table.add_row("device time saved", f"{counts.saved_device_s:,.1f} s")
     for tier, entries in counts.entries.items():
         table.add_row(f"entries in {tier}", f"{entries:,.0f}")
