@@ -193,7 +193,7 @@ def needed(namespace: str, *, lease: str | None = None) -> set[Question]:
             ("monitoring.coreos.com", "servicemonitors"),
             ("monitoring.coreos.com", "prometheusrules"),
         ]
-        for verb in ("create", "delete", "get", "list", "patch")
+        for verb in ("create", "delete", "get", "list", "patch", "watch")
     }
     read = {
         (verb, group, plural, namespace)

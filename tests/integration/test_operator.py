@@ -291,6 +291,45 @@ def test_a_secret_that_is_missing_is_named_and_its_coming_mends_it(world: World)
     world.wait("Stalled=False")
 
 
+def test_what_a_monitoring_stack_is_told_comes_and_goes_with_the_wish(world: World) -> None:
+    define_monitors(world.server)
+    world.server.apply(world.cache(monitoring={"serviceMonitor": True}))
+    world.start()
+
+    def monitors() -> list[Json]:
+        return list(world.get("servicemonitors")["items"])
+
+    world.until(monitors)
+    world.server.apply(world.cache(monitoring={"serviceMonitor": False}))
+    world.until(lambda: not monitors())
+
+
+def define_monitors(server: ApiServer) -> None:
+    """As a monitoring stack does."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    names = {"kind": "ServiceMonitor", "plural": "servicemonitors", "singular": "servicemonitor"}
+    version = {
+        "name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}
+    }  # fmt: skip
+    server.apply(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": "servicemonitors.monitoring.coreos.com"},
+            "spec": {
+                "group": "monitoring.coreos.com",
+                "scope": "Namespaced",
+                "names": names,
+                "versions": [version],
+            },
+        }
+    )
+    server.kubectl(
+        "wait", "--for=condition=established", "--timeout=60s",
+        "crd/servicemonitors.monitoring.coreos.com",
+    )  # fmt: skip
+
+
 def test_secrets_are_made_once_and_never_shown(world: World) -> None:
     world.server.apply(world.cache())
     first = world.start()

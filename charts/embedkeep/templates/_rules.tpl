@@ -40,11 +40,11 @@
 {{- if .Values.rbac.monitoring }}
 - apiGroups: [monitoring.coreos.com]
   resources: [prometheusrules, servicemonitors]
-  verbs: [create, delete, get, list, patch]
+  verbs: [create, delete, get, list, patch, watch]
 {{- end }}
 {{- if .Values.rbac.certificates }}
 - apiGroups: [cert-manager.io]
   resources: [certificates]
-  verbs: [create, delete, get, list, patch]
+  verbs: [create, delete, get, list, patch, watch]
 {{- end }}
 {{- end -}}

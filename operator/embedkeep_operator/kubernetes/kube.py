@@ -191,15 +191,17 @@ class Kube:
             await self._client.create(event)
 
     async def has(self, kind: Kind, namespace: str) -> bool:
-        """The cluster has this kind, whether or not we may use it."""
+        """The cluster has this kind.
+
+        Raises:
+            Forbidden: It may have; we have no right to list it.
+        """
         try:
             async with self._asking("list", f"{kind.__name__} in {namespace}"):
                 async for _ in self._client.list(kind, namespace=namespace, chunk_size=1):
                     break
         except Missing:
             return False
-        except Forbidden:
-            return True
         return True
 
     async def secret(self, name: str, namespace: str) -> Mapping[str, str] | None:

@@ -54,6 +54,15 @@ class Optional:
     watched: Watched
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Optional kinds of this cluster, by name."""
+
+    there: frozenset[str] = frozenset()
+    readable: frozenset[str] = frozenset()
+    """Those that we may list and watch."""
+
+
 OPTIONAL: Final[Mapping[str, Optional]] = MappingProxyType(
     {
         SERVICE_MONITORS: Optional(
@@ -93,7 +102,7 @@ class Operator:
         self._clock = loop.time
         self._store = Store()
         self._queue = WorkQueue[Key](loop.time)
-        self._optional: frozenset[str] = frozenset()
+        self._optional = Found()
         self._failures: dict[Key, int] = {}
         self._heard_s = loop.time()
         self._told: dict[Id, int] | None = None
@@ -111,9 +120,9 @@ class Operator:
         Raises:
             EmbedKeepError: Only a new process can go on; says why.
         """
-        self._optional = await self._optional_kinds()
+        self._optional = optional = await self._optional_kinds()
         await self._list()
-        around = Surroundings(settings=self._settings, kinds=self._optional, now=utc_now)
+        around = Surroundings(settings=self._settings, kinds=optional.there, now=utc_now)
         reconciler = Reconciler(self._kube, self._store, around, self._metrics)
         for key in self._store.keys(KIND):
             self._queue.add(key)
@@ -126,7 +135,7 @@ class Operator:
                     watch(
                         self.hear,
                         namespaces=self._settings.namespaces,
-                        optional=[OPTIONAL[name].watched for name in sorted(self._optional)],
+                        optional=[OPTIONAL[name].watched for name in sorted(optional.readable)],
                     ),
                     name="watches",
                 )
@@ -185,7 +194,7 @@ class Operator:
         """
         untold: dict[Id, int] = {}
         for namespace in self._settings.namespaces or (EVERYWHERE,):
-            for kind in (Cache, *KINDS, *(OPTIONAL[name].kind for name in self._optional)):
+            for kind in (Cache, *KINDS, *(OPTIONAL[name].kind for name in self._optional.readable)):
                 found = await self._kube.list(
                     kind, namespace, labels=None if kind is Cache else OURS
                 )
@@ -198,12 +207,21 @@ class Operator:
                     self._queue.add(key)
         return untold
 
-    async def _optional_kinds(self) -> frozenset[str]:
-        """Which of the optional kinds this cluster has."""
+    async def _optional_kinds(self) -> Found:
+        """Which of the optional kinds this cluster has.
+
+        One that we may not list counts as there: a resource that wants it hears of the right that
+        is missing, when it is applied.
+        """
         namespace = (*self._settings.namespaces, EVERYWHERE)[0]
-        return frozenset(
-            [name for name, each in OPTIONAL.items() if await self._kube.has(each.kind, namespace)]
-        )
+        there, readable = set[str](), set[str]()
+        for name, each in OPTIONAL.items():
+            try:
+                if await self._kube.has(each.kind, namespace):
+                    readable.add(name)
+            except Forbidden:
+                there.add(name)
+        return Found(there=frozenset(there | readable), readable=frozenset(readable))
 
     async def _resync(self) -> None:
         """Now and then see that the watches tell everything.
@@ -216,7 +234,9 @@ class Operator:
             self._told = {}
             try:
                 if (kinds := await self._optional_kinds()) != self._optional:
-                    raise KindsChanged(f"the cluster's optional kinds are now {sorted(kinds)}")
+                    raise KindsChanged(
+                        f"the cluster's optional kinds are now {sorted(kinds.there)}"
+                    )
                 untold = await self._list()
             except ApiFailed as error:
                 _log.warning("resync not done", error=str(error))
