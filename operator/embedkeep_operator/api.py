@@ -17,7 +17,7 @@ from embedkeep_operator.api_model import Model
 from embedkeep_operator.api_nodes import Nodes
 from embedkeep_operator.api_policies import Monitoring, Security, Similarity, Tuning, Warmup
 from embedkeep_operator.api_status import Status
-from embedkeep_operator.fields import Label, Part, unchanging
+from embedkeep_operator.fields import Label, Part, Rule, unchanging
 
 GROUP: Final = "embedkeep.dev"
 VERSION: Final = "v1alpha1"
@@ -58,7 +58,14 @@ class Spec(Part):
     monitoring: Monitoring | None = None
     """Absent: none."""
 
-    rules = (unchanging("nodes.storage", "nodes.storage cannot be changed: make a new resource"),)
+    rules = (
+        unchanging("nodes.storage", "nodes.storage cannot be changed: make a new resource"),
+        Rule(
+            cel="(has(self.nodes) ? self.nodes.shards : 1)"
+            " == (has(oldSelf.nodes) ? oldSelf.nodes.shards : 1)",
+            message="nodes.shards cannot be changed yet: make a new resource",
+        ),
+    )
 
 
 class Metadata(Part):

@@ -37,11 +37,13 @@ UNSEEN: Final[Json] = {
 """Status until the operator wrote one: tools that wait would take no status at all for ready."""
 PRINTED: Final = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
-    ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 0),
+    ("Shards", "integer", ".status.shards.ready", 0),
     ("Nodes", "integer", ".status.nodes.ready", 0),
-    ("Model", "string", ".spec.model.name", 1),
-    ("Endpoint", "string", ".status.endpoint", 1),
+    ("Model", "string", ".spec.model.name", 0),
+    ("Threshold", "number", ".status.tuning.threshold", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 1),
+    ("Endpoint", "string", ".status.endpoint", 1),
 )
 
 

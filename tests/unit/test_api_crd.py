@@ -118,12 +118,13 @@ def test_rules_spell_fields_that_are_words_of_cel_as_cel_wants() -> None:
         assert not set(re.findall(r"self\.([a-zA-Z_]+)", rule)) & CEL_RESERVED
 
 
-def test_storage_cannot_be_changed_later() -> None:
+def test_storage_and_shards_cannot_be_changed_later() -> None:
     rules = ALL[".spec"]["x-kubernetes-validations"]
 
     assert isinstance(rules, list)
     assert [rule["message"] for rule in rules] == [
-        "nodes.storage cannot be changed: make a new resource"
+        "nodes.storage cannot be changed: make a new resource",
+        "nodes.shards cannot be changed yet: make a new resource",
     ]
     assert "oldSelf.nodes.storage" in rules[0]["rule"]
 
@@ -147,5 +148,5 @@ def test_it_has_what_kubectl_shows() -> None:
     assert definition["spec"]["names"]["shortNames"] == ["ek"]
     assert version["subresources"] == {"status": {}}
     assert [each["name"] for each in version["additionalPrinterColumns"]] == [
-        "Ready", "Reason", "Nodes", "Model", "Endpoint", "Age"
+        "Ready", "Shards", "Nodes", "Model", "Threshold", "Age", "Reason", "Endpoint"
     ]  # fmt: skip

@@ -36,7 +36,7 @@ _DECIMAL: Final = ("m", "", "k", "M", "G", "T", "P", "E")
 
 def canonical(given: str) -> str:
     """An amount as the API server writes it: 1000m is 1, 1024Mi is 1Gi, 0.5 is 500m."""
-    number = given.rstrip("mkMGTPEi")
+    number = given.rstrip("mkKMGTPEi")
     suffix = given[len(number) :]
     if suffix in _BINARY[1:]:
         return _binary(Decimal(number) * (1 << (10 * _BINARY.index(suffix))))
@@ -145,7 +145,7 @@ def _canonical(amounts: dict[str, str]) -> dict[str, str]:
 
 
 def _value(amount: str) -> Decimal:
-    number = amount.rstrip("mkMGTPEi")
+    number = amount.rstrip("mkKMGTPEi")
     suffix = amount[len(number) :]
     if suffix in _BINARY[1:]:
         return Decimal(number) * (1 << (10 * _BINARY.index(suffix)))
