@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from embedkeep_operator.cluster import View, Wanted
+from embedkeep_operator.rotation import renewals
 from embedkeep_operator.topology import Reason, plan
 from embedkeep_operator.valkeys import Valkeys
 
@@ -29,20 +30,32 @@ class Led:
 
 
 async def lead_on(
-    wanted: Mapping[str, Wanted], *passwords: str, tls: ssl.SSLContext | None = None
+    wanted: Mapping[str, Wanted],
+    *passwords: str,
+    tls: ssl.SSLContext | None = None,
+    certificate: str | None = None,
 ) -> Led:
     """Look once at the *wanted* Valkeys, and take the steps that are safe now.
 
     Args:
         wanted: By name.
-        passwords: Theirs, tried in this order.
+        passwords: Theirs, tried in this order; all are to be accepted, and the first shown.
         tls: Whom to trust. None: plain TCP.
+        certificate: Digest of the one that they are to show. None: whatever they do.
     """
     async with Valkeys(wanted, *passwords, tls=tls) as valkeys:
         seen = await valkeys.look()
         todo = plan(wanted, seen)
+        access = await valkeys.look_at_access()
+        renewing = renewals(passwords, access, certificate=certificate, missing=len(valkeys.silent))
+        refusals = [
+            f"{step.at}: {refusal}"
+            for step in renewing
+            if (refusal := await valkeys.take(step)) is not None
+        ]
         for step in todo.steps:
             if (refusal := await valkeys.take(step)) is not None:
-                return Led(reason=todo.reason, seen=seen, detail=f"{step.at}: {refusal}")
-        silent = ", ".join(f"{who}: {why}" for who, why in valkeys.silent.items())
-        return Led(reason=todo.reason, seen=seen, detail=silent)
+                refusals.append(f"{step.at}: {refusal}")
+                break
+        silent = [f"{who}: {why}" for who, why in valkeys.silent.items()]
+        return Led(reason=todo.reason, seen=seen, detail=", ".join(refusals or silent))

@@ -10,6 +10,7 @@ Nothing is remembered: both follow from what each Valkey accepts and shows now.
 """
 
 import hashlib
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -62,6 +63,16 @@ class Reload(Step):
 def digest(password: str) -> str:
     """As Valkey shows a password."""
     return hashlib.sha256(password.encode()).hexdigest()
+
+
+def shown_by(pem: str) -> str:
+    """Digest of the first certificate in *pem*, as `Access` has it.
+
+    Raises:
+        ValueError: There is none.
+    """
+    end = pem.find(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[:end])).hexdigest()
 
 
 def next_lines(

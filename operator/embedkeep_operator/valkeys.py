@@ -93,21 +93,26 @@ class Valkeys:
 
     async def look(self) -> dict[str, View]:
         """What each says of the cluster that answers in time, by name."""
+        self.silent = {}
         return await self._asked(_QUESTIONS, _view)
 
     async def look_at_access(self) -> dict[str, Access]:
-        """What each accepts and shows that answers in time, by name."""
+        """What each accepts and shows, by name; who was silent before is not asked again."""
         return await self._asked(_ACCESS_QUESTIONS, _access)
 
     async def _asked(
         self, questions: Sequence[tuple[Word, ...]], read: "Callable[[_Connection, Answers], Said]"
     ) -> "dict[str, Said]":
         where = {name: each.endpoint for name, each in self._wanted.items()}
-        running = {name: endpoint for name, endpoint in where.items() if endpoint is not None}
+        running = {
+            name: endpoint
+            for name, endpoint in where.items()
+            if endpoint is not None and name not in self.silent
+        }
         found = await asyncio.gather(
             *(self._ask(name, endpoint, questions) for name, endpoint in running.items())
         )
-        said, self.silent = {}, {}
+        said = {}
         for name, answers in zip(running, found, strict=True):
             if isinstance(answers, str):
                 self.silent[name] = answers

@@ -11,6 +11,7 @@ from embedkeep.config import Cluster, Member, ValkeyTarget
 from embedkeep.keys import KEY_BYTES, Key
 from embedkeep.node.metrics import Metrics
 from embedkeep.node.shards import Shards
+from embedkeep_operator.forming import lead_on
 from embedkeep_operator.rotation import Access, digest, next_lines, renewals
 from embedkeep_operator.valkeys import Valkeys
 from support.formed import PASSWORD, Formed, formed
@@ -78,13 +79,11 @@ async def reading(made: Formed, *lines: str, folder: Path) -> AsyncIterator[Read
 async def renewed(made: Formed, lines: list[str]) -> dict[str, Access]:
     """Look and tell until there is nothing left to be told."""
     while True:
+        led = await lead_on(made.wanted, *lines)
+        assert led.detail == ""
         async with Valkeys(made.wanted, *lines) as valkeys:
             seen = await valkeys.look_at_access()
-            missing = len(valkeys.silent)
-            steps = renewals(lines, seen, missing=missing)
-            for step in steps:
-                assert await valkeys.take(step) is None
-        if not steps and not missing:
+        if not renewals(lines, seen, missing=0):
             return seen
 
 

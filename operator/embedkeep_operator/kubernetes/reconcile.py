@@ -5,6 +5,7 @@ conditions and tried again; one object that cannot be applied does not keep the 
 """
 
 import base64
+import contextlib
 import math
 import secrets
 import ssl
@@ -45,6 +46,7 @@ from embedkeep_operator.kubernetes.releases import RESOLVED, Resolved, kept_imag
 from embedkeep_operator.kubernetes.settings import OPERATOR_PODS, Settings
 from embedkeep_operator.kubernetes.store import Id, Key, Store, identity
 from embedkeep_operator.render import tls_secret
+from embedkeep_operator.render_valkey import CERT_FILE
 from embedkeep_operator.resources import (
     Context,
     Images,
@@ -57,6 +59,7 @@ from embedkeep_operator.resources import (
 )
 from embedkeep_operator.resources.names import host_of, of, pods_of, shards
 from embedkeep_operator.resources.security import AUTHORITY, PASSWORD_KEY, expected_name
+from embedkeep_operator.rotation import shown_by
 
 _log = structlog.get_logger()
 
@@ -65,6 +68,8 @@ SETTLED_S: Final = 60.0
 written: pods and objects tell of themselves, only a Valkey's opinion of its cluster does not."""
 UNSETTLED_S: Final = 1.0
 """The same while something is on its way."""
+RENEW_S: Final = 300.0
+"""After which the Secrets are read again where nothing is wrong: a new password or certificate."""
 ACCESS_S: Final = 30.0
 """After which passwords and authorities are read again while a Valkey does not answer, seconds."""
 EVENTS_S: Final = 10.0
@@ -156,6 +161,8 @@ class _Access:
 
     passwords: tuple[str, ...] = field(repr=False)
     tls: ssl.SSLContext | None
+    certificate: str | None
+    """Digest of what they are to show. None: they speak plain TCP."""
     read_s: float
     """When it was read, monotonic."""
 
@@ -197,7 +204,7 @@ class Reconciler:
         self._around = around
         self._metrics = metrics
         self._access: dict[Key, _Access] = {}
-        """To Valkeys, by cache: so that a steady state reads no Secret."""
+        """To Valkeys, by cache: so that a steady state seldom reads a Secret."""
         self._warned: dict[Key, tuple[float, tuple[Event, ...]]] = {}
         """Events, and when they were read; only of what is not ready."""
 
@@ -280,7 +287,7 @@ class Reconciler:
             passwords: tuple[str, ...] = (password,)
         else:
             passwords = tuple(_decoded(found, name, PASSWORD_KEY).split())
-        tls = None
+        tls = shown = None
         if (certificates := tls_secret(resource)) is not None:
             trusted = await self._kube.secret(certificates, namespace)
             if trusted is None:
@@ -289,7 +296,11 @@ class Reconciler:
                     "it, or correct its name"
                 )
             tls = _trusting(_decoded(trusted, certificates, AUTHORITY), certificates)
-        self._access[seen.key] = _Access(passwords=passwords, tls=tls, read_s=time.monotonic())
+            with contextlib.suppress(ValueError, Rejected):  # its pods say what is wrong with it
+                shown = shown_by(_decoded(trusted, certificates, CERT_FILE))
+        self._access[seen.key] = _Access(
+            passwords=passwords, tls=tls, certificate=shown, read_s=time.monotonic()
+        )
 
     async def _form(
         self, key: Key, resource: EmbeddingCache, context: Context, live: Iterable[Json]
@@ -297,9 +308,11 @@ class Reconciler:
         if (access := self._access.get(key)) is None:
             return None
         wanted = valkeys_of(resource, context, live)
-        led = await lead_on(wanted, *access.passwords, tls=access.tls)
-        if led.detail and time.monotonic() - access.read_s > ACCESS_S:
-            del self._access[key]  # it may have been changed by hand
+        led = await lead_on(
+            wanted, *access.passwords, tls=access.tls, certificate=access.certificate
+        )
+        if time.monotonic() - access.read_s > (ACCESS_S if led.detail else RENEW_S):
+            del self._access[key]  # it may have been changed by hand, or renewed
         return Formed(
             settled=led.reason is topology.Reason.SETTLED,
             why=led.standing,
