@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, cast
 
+import yaml
 from lightkube import ApiError, AsyncClient, codecs
 from lightkube.core.client import LabelSelector
 from lightkube.core.resource import NamespacedResource
@@ -72,10 +73,10 @@ class Room:
         Raises:
             ApiError: The server refuses one.
         """
-        for each in codecs.load_all_yaml(manifests):
+        for document in yaml.safe_load_all(manifests):
+            document["metadata"]["namespace"] = self.namespace
+            each = codecs.from_dict(document)
             assert isinstance(each, NamespacedResource)
-            assert each.metadata is not None
-            each.metadata.namespace = self.namespace
             await self.client.apply(each, field_manager="tests")
 
     async def until(
