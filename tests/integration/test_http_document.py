@@ -87,7 +87,8 @@ def test_every_answer_is_one_that_the_document_describes(
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operation = schema[path][method]
     if mode.is_negative and not (operation.body or operation.headers):
-        pytest.skip("nothing can be wrong")
+        assert method == "GET"  # nothing of it can be wrong
+        return
     checks = [*CHECKS, negative_data_rejection] if mode.is_negative else CHECKS
 
     @given(case=operation.as_strategy(generation_mode=mode))
