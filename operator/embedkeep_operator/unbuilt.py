@@ -43,8 +43,23 @@ def refuse_unbuilt(resource: EmbeddingCache) -> None:
 def unbuilt(resource: EmbeddingCache) -> tuple[Unbuilt, ...]:
     """What *resource* asks for that one machine cannot do yet, in the order of the fields."""
     spec = resource.spec
-    return (*_model(spec), *_embedder(spec.embedder), *_later(spec),
+    return (*_model(spec), *_embedder(spec.embedder), *_later(spec), *_monitoring(spec),
             *_security(spec.security))  # fmt: skip
+
+
+def unbuilt_on_kubernetes(resource: EmbeddingCache) -> tuple[Unbuilt, ...]:
+    """What *resource* asks for that the operator cannot do yet."""
+    return (*_storage(resource.spec), *_later(resource.spec))
+
+
+def _storage(spec: Spec) -> Iterator[Unbuilt]:
+    storage = spec.nodes.storage if spec.nodes is not None else None
+    if storage is not None and storage.size is not None:
+        yield Unbuilt(
+            field="spec.nodes.storage.size",
+            given="keeping entries on a claim",
+            works="leave it out: what is lost is computed again",
+        )
 
 
 def _model(spec: Spec) -> Iterator[Unbuilt]:
@@ -88,6 +103,9 @@ def _later(spec: Spec) -> Iterator[Unbuilt]:
         )
     if spec.tuning is not None and spec.tuning.mode is not TuningMode.OFF:
         yield Unbuilt(field="spec.tuning.mode", given=spec.tuning.mode, works='use "Off"')
+
+
+def _monitoring(spec: Spec) -> Iterator[Unbuilt]:
     if spec.monitoring is not None:
         for field in sorted(spec.monitoring.model_fields_set):
             if getattr(spec.monitoring, field):

@@ -270,6 +270,20 @@ def test_a_second_operator_waits_and_follows_at_once_when_the_first_ends(world: 
     assert world.until(lambda: world.get("ek")["items"][0]["status"]["observedGeneration"] == 2)
 
 
+def test_what_is_not_built_is_refused_by_name_and_nothing_is_made(world: World) -> None:
+    storage = {"storage": {"size": "1Gi"}}
+    world.server.apply(world.cache(nodes=storage, similarity={"mode": "Serve"}))
+    world.start()
+    world.wait("Stalled=True")
+
+    (cache,) = world.get("ek")["items"]
+    (said,) = [each for each in cache["status"]["conditions"] if each["type"] == "Stalled"]
+    assert said["reason"] == "NotBuilt"
+    assert "spec.nodes.storage.size: keeping entries on a claim is not built yet" in said["message"]
+    assert "spec.similarity.mode: Serve is not built yet" in said["message"]
+    assert not world.objects()
+
+
 def test_a_secret_that_is_missing_is_named_and_its_coming_mends_it(world: World) -> None:
     world.server.apply(world.cache(security={"tls": {"secretName": "nowhere"}}))
     world.start()

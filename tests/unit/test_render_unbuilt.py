@@ -7,7 +7,12 @@ import pytest
 from embedkeep.errors import NotBuilt
 from embedkeep_operator.api import EmbeddingCache
 from embedkeep_operator.manifest import load
-from embedkeep_operator.unbuilt import kubernetes_only, refuse_unbuilt, unbuilt
+from embedkeep_operator.unbuilt import (
+    kubernetes_only,
+    refuse_unbuilt,
+    unbuilt,
+    unbuilt_on_kubernetes,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -101,3 +106,24 @@ def test_what_only_pods_need_is_noted() -> None:
         "spec.embedder.managed.gpu",
         "spec.upgradePolicy",
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "spec"),
+    [
+        ("spec.nodes.storage.size", {"nodes": {"storage": {"size": "1Gi"}}}),
+        ("spec.similarity.mode", {"similarity": {"mode": "Shadow"}}),
+        ("spec.warmup.predictor", {"warmup": {"predictor": "Neighbours"}}),
+        ("spec.tuning.mode", {"tuning": {"mode": "Recommend"}}),
+    ],
+)
+def test_what_no_place_can_do_yet_is_refused_on_kubernetes_too(
+    field: str, spec: dict[str, object]
+) -> None:
+    assert [wish.field for wish in unbuilt_on_kubernetes(a_cache(**spec))] == [field]
+
+
+def test_what_only_pods_have_is_built_on_kubernetes() -> None:
+    tls = {"tls": {"issuerRef": {"name": "ca"}}}
+
+    assert not unbuilt_on_kubernetes(a_cache(monitoring={"serviceMonitor": True}, security=tls))

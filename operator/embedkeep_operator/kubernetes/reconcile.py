@@ -23,7 +23,7 @@ from lightkube.models.core_v1 import ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Event, Pod
 
-from embedkeep.errors import InvalidConfig
+from embedkeep.errors import InvalidConfig, NotBuilt
 from embedkeep_operator import topology
 from embedkeep_operator.api import API_VERSION, KIND, EmbeddingCache
 from embedkeep_operator.cluster import Endpoint, Wanted
@@ -60,6 +60,7 @@ from embedkeep_operator.resources import (
 from embedkeep_operator.resources.names import host_of, of, pods_of, shards
 from embedkeep_operator.resources.security import AUTHORITY, PASSWORD_KEY, expected_name
 from embedkeep_operator.rotation import shown_by
+from embedkeep_operator.unbuilt import unbuilt_on_kubernetes
 
 _log = structlog.get_logger()
 
@@ -227,6 +228,10 @@ class Reconciler:
             return Outcome(again_s=None)
         if resource.spec.paused:
             await self._say(seen, replace(seen.last(), paused=True))
+            return Outcome(again_s=None)
+        if wishes := unbuilt_on_kubernetes(resource):
+            stop = Stop(reason=NotBuilt.reason, message="; ".join(map(str, wishes)))
+            await self._say(seen, replace(seen.last(), stop=stop))
             return Outcome(again_s=None)
         try:
             return await self._lead_on(seen, resource)
