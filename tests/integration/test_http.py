@@ -15,7 +15,7 @@ import grpc
 import pytest
 from multidict import CIMultiDict
 
-from embedkeep.v1 import cache_pb2
+from embedkeep.v1 import cache_pb2, embedder_pb2
 from support.http import JSON, Http, Reply, talking
 from support.node import WAIT_S, Node, node_config, running, until
 from support.tap import Tap, serve_tap
@@ -200,7 +200,11 @@ async def test_a_priority_reaches_the_embedder(http: Http, tap: Tap) -> None:
     for priority in ("interactive", "bulk", "background"):
         await http.openai({"x-embedkeep-priority": priority}, input=priority)
 
-    assert [call.purpose for call in tap.calls] == [1, 2, 3]
+    assert [call.purpose for call in tap.calls] == [
+        embedder_pb2.PURPOSE_DEMAND,
+        embedder_pb2.PURPOSE_BULK,
+        embedder_pb2.PURPOSE_BACKGROUND,  # and not what the node itself warms
+    ]
 
 
 async def test_a_trace_goes_on_to_the_embedder_and_back(http: Http, node: Node, tap: Tap) -> None:

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
-from embedkeep.v1 import cache_pb2
+from embedkeep.v1 import cache_pb2, embedder_pb2
 from support.node import Node, floats, rows, sources
 from support.tap import DEVICE_NS, DIMENSIONS, Tap
 
@@ -200,7 +200,11 @@ async def test_priorities_become_the_purposes_that_device_time_is_booked_under(
     for number, priority in enumerate(("INTERACTIVE", "BULK", "BACKGROUND")):
         await node.embed(f"text {number}", priority=f"PRIORITY_{priority}")
 
-    assert [call.purpose for call in tap.calls] == [1, 2, 3]
+    assert [call.purpose for call in tap.calls] == [
+        embedder_pb2.PURPOSE_DEMAND,
+        embedder_pb2.PURPOSE_BULK,
+        embedder_pb2.PURPOSE_BACKGROUND,  # and not what the node itself warms
+    ]
 
 
 async def test_savings_are_what_the_rows_had_cost(node: Node) -> None:
