@@ -10,6 +10,7 @@ from embedkeep import AsyncClient
 from embedkeep.errors import DeadlineExceeded, EmbedKeepError, PartialFailure, Retryable
 from embedkeep.v1 import embedder_pb2, embedder_pb2_grpc
 from embedkeep_operator.local.runner import Running
+from support.node import until_serving
 
 PATIENCE_S = 60.0
 """For what must happen."""
@@ -68,6 +69,8 @@ def passes(error: EmbedKeepError) -> bool:
 async def alone(running: Running, texts: set[str]) -> dict[str, bytes]:
     """What the embedder returns for each text when it is asked for nothing else."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.embedder_grpc}") as channel:
+        # One that was killed just now loads its model first.
+        await until_serving(channel, wait_s=PATIENCE_S)
         stub: embedder_pb2_grpc.EmbedderAsyncStub = embedder_pb2_grpc.EmbedderStub(channel)
         return {
             text: (

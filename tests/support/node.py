@@ -221,11 +221,11 @@ async def found(
         yield Node(ports["grpc"], ports["http"], ports["metrics"], channel, stub, asyncio.Event())
 
 
-async def until_serving(channel: grpc.aio.Channel) -> None:
+async def until_serving(channel: grpc.aio.Channel, *, wait_s: float = WAIT_S) -> None:
     """Wait for health to say SERVING."""
     stub = health_pb2_grpc.HealthStub(channel)
     async for state in stub.Watch(  # type: ignore[attr-defined]  # its types know only Check
-        health_pb2.HealthCheckRequest(), timeout=WAIT_S, wait_for_ready=True
+        health_pb2.HealthCheckRequest(), timeout=wait_s, wait_for_ready=True
     ):
         if state.status == health_pb2.HealthCheckResponse.SERVING:
             return
