@@ -36,7 +36,20 @@ def refuse_unbuilt(resource: EmbeddingCache) -> None:
     Raises:
         NotBuilt: One line a field.
     """
-    if wishes := unbuilt(resource):
+    _refuse(unbuilt(resource))
+
+
+def refuse_unbuilt_on_kubernetes(resource: EmbeddingCache) -> None:
+    """The same for what the operator cannot do yet.
+
+    Raises:
+        NotBuilt: One line a field.
+    """
+    _refuse(unbuilt_on_kubernetes(resource))
+
+
+def _refuse(wishes: tuple[Unbuilt, ...]) -> None:
+    if wishes:
         raise NotBuilt("\n".join(map(str, wishes)))
 
 

@@ -18,8 +18,9 @@ from embedkeep.errors import Unavailable
 from embedkeep_operator.api import GROUP, VERSION
 from embedkeep_operator.kubernetes.containment import Json
 from embedkeep_operator.kubernetes.kube import MANAGER, PLURAL
+from embedkeep_operator.resources.names import MANAGED_BY
 
-OURS: Final = f"app.kubernetes.io/managed-by={MANAGER}"
+OURS: Final = f"{MANAGED_BY}={MANAGER}"
 """Label selector of what the operator makes: else every Pod of a cluster would be watched."""
 
 

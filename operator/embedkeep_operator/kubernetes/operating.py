@@ -29,6 +29,7 @@ from embedkeep_operator.kubernetes.workqueue import WorkQueue, backoff_s
 from embedkeep_operator.resources import OWNED
 from embedkeep_operator.resources.context import CERTIFICATES, RULES, SERVICE_MONITORS
 from embedkeep_operator.resources.monitoring import PrometheusRule, ServiceMonitor
+from embedkeep_operator.resources.names import MANAGED_BY
 from embedkeep_operator.resources.security import Certificate
 
 _log = structlog.get_logger()
@@ -40,7 +41,7 @@ RESYNC_S: Final = 600.0
 TOLD_S: Final = 15.0
 """How long after such a list the watches may still tell of what it held, seconds."""
 EVERYWHERE: Final = "*"
-OURS: Final = {"app.kubernetes.io/managed-by": MANAGER}
+OURS: Final = {MANAGED_BY: MANAGER}
 
 KINDS: Final[tuple[Kind, ...]] = (*OWNED, Pod)
 """What belongs to resources in every cluster, and is watched."""

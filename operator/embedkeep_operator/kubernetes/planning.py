@@ -23,11 +23,9 @@ from embedkeep_operator.kubernetes.store import Id, identity, metadata_of
 from embedkeep_operator.kubernetes.troubles import troubles
 from embedkeep_operator.resources import OWNED
 from embedkeep_operator.resources.monitoring import PrometheusRule, ServiceMonitor
-from embedkeep_operator.resources.names import OPERATOR
+from embedkeep_operator.resources.names import COMPONENT, OPERATOR, SHARD
 from embedkeep_operator.resources.security import Certificate
 
-SHARD: Final = "embedkeep.dev/shard"
-COMPONENT: Final = "app.kubernetes.io/component"
 REVISION: Final = "controller-revision-hash"
 
 

@@ -60,7 +60,7 @@ from embedkeep_operator.resources import (
 from embedkeep_operator.resources.names import host_of, of, pods_of, shards
 from embedkeep_operator.resources.security import AUTHORITY, PASSWORD_KEY, expected_name
 from embedkeep_operator.rotation import shown_by
-from embedkeep_operator.unbuilt import unbuilt_on_kubernetes
+from embedkeep_operator.unbuilt import refuse_unbuilt_on_kubernetes
 
 _log = structlog.get_logger()
 
@@ -222,23 +222,17 @@ class Reconciler:
             return Outcome(again_s=None)
         try:
             resource = read(seen)
-        except InvalidConfig as error:
-            stop = Stop(reason=conditions.Reason.INVALID, message=str(error))
-            await self._say(seen, replace(seen.last(), stop=stop))
-            return Outcome(again_s=None)
-        if resource.spec.paused:
-            await self._say(seen, replace(seen.last(), paused=True))
-            return Outcome(again_s=None)
-        if wishes := unbuilt_on_kubernetes(resource):
-            stop = Stop(reason=NotBuilt.reason, message="; ".join(map(str, wishes)))
-            await self._say(seen, replace(seen.last(), stop=stop))
-            return Outcome(again_s=None)
-        try:
+            if resource.spec.paused:
+                await self._say(seen, replace(seen.last(), paused=True))
+                return Outcome(again_s=None)
+            refuse_unbuilt_on_kubernetes(resource)
             return await self._lead_on(seen, resource)
-        except InvalidConfig as error:  # what no schema bounds, as an affinity that is none
+        except NotBuilt as error:
+            stop = Stop(reason=NotBuilt.reason, message="; ".join(str(error).splitlines()))
+        except InvalidConfig as error:  # also what no schema bounds, as an affinity that is none
             stop = Stop(reason=conditions.Reason.INVALID, message=str(error))
-            await self._say(seen, replace(seen.last(), stop=stop))
-            return Outcome(again_s=None)
+        await self._say(seen, replace(seen.last(), stop=stop))
+        return Outcome(again_s=None)
 
     async def _lead_on(self, seen: Seen, resource: EmbeddingCache) -> Outcome:
         live = {identity(each): each for each in self._store.owned(seen.key)}

@@ -12,6 +12,7 @@ from typing import Final
 
 from embedkeep.errors import InvalidConfig
 from embedkeep_operator.resources import Images
+from embedkeep_operator.resources.names import NAME, OPERATOR
 
 PREFIX: Final = "EMBEDKEEP"
 """Of environment variables: EMBEDKEEP_IMAGE_NODE is --image-node."""
@@ -27,7 +28,7 @@ IMAGES: Final = Images(
     valkey="valkey/valkey:9",
 )
 """Of this release."""
-OPERATOR_PODS: Final = MappingProxyType({"app.kubernetes.io/name": "embedkeep-operator"})
+OPERATOR_PODS: Final = MappingProxyType({NAME: OPERATOR})
 """Labels of the operator's own pods, by which network policies let them in."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from embedkeep_operator.kubernetes.containment import Json
+from embedkeep_operator.resources.names import INSTANCE
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -114,6 +115,6 @@ def labels_of(found: Json) -> Mapping[str, str]:
 
 def owner(found: Json) -> Key | None:
     """The EmbeddingCache that its labels name. None: none."""
-    name = labels_of(found).get("app.kubernetes.io/instance")
+    name = labels_of(found).get(INSTANCE)
     namespace = metadata_of(found).get("namespace")
     return Key(str(namespace), name) if name and namespace else None

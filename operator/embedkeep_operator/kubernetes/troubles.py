@@ -15,6 +15,8 @@ from lightkube.models.core_v1 import ContainerStatus, PodCondition
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Event, Pod
 
+from embedkeep_operator.resources.names import COMPONENT
+
 MAX_SAID: Final = 512
 """Characters of what others say that are passed on."""
 
@@ -97,7 +99,7 @@ def _of_pod(pod: Pod) -> Iterator[Trouble]:
     metadata, status = pod.metadata or ObjectMeta(), pod.status
     if status is None or metadata.deletionTimestamp is not None:
         return
-    component = (metadata.labels or {}).get("app.kubernetes.io/component", "")
+    component = (metadata.labels or {}).get(COMPONENT, "")
     for condition in status.conditions or ():
         if _is_unschedulable(condition):
             yield Trouble(
